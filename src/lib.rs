@@ -1,0 +1,6 @@
+//! breakeven: a reverse proxy in front of the `OpenAI` API and a self-hosted endpoint that sends each call
+//! to whichever costs less at the current volume.
+//!
+//! ARCHITECTURE.md in the repository has the map, the layers and the invariants.
+
+pub mod economics;
