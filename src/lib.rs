@@ -3,4 +3,7 @@
 //!
 //! ARCHITECTURE.md in the repository has the map, the layers and the invariants.
 
+pub mod clock;
+pub mod config;
 pub mod economics;
+pub mod ledger;

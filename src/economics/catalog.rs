@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::{NanoUsd, Usage};
 
 /// When the rent of a replica is due. It decides what an idle replica is worth (see the crate's
@@ -33,7 +35,8 @@ pub struct Capacity {
 }
 
 /// Work in micro-replica-seconds: a fully used replica does 1,000,000 a second.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct Work(pub u64);
 
 impl Work {

@@ -11,7 +11,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-const NANOS_PER_USD: i64 = 1_000_000_000;
+const NANOS_PER_USD: u64 = 1_000_000_000;
 
 /// An amount in nano-dollars (10⁻⁹ USD), up to ±$9.2 billion. Overflow is a bug and panics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -53,13 +53,13 @@ impl NanoUsd {
     /// Dollars as a float, for gauges and pictures only.
     #[expect(clippy::cast_precision_loss, reason = "a gauge, not an amount")]
     pub fn to_usd_f64(self) -> f64 {
-        self.0 as f64 / NANOS_PER_USD as f64
+        self.0 as f64 / 1e9
     }
 
     /// The nearest amount to a float of dollars, for estimates only.
     #[expect(clippy::cast_possible_truncation, reason = "`as` saturates, and an estimate has no exact value")]
     pub fn from_usd_f64_estimate(usd: f64) -> Self {
-        Self((usd * NANOS_PER_USD as f64).round() as i64)
+        Self((usd * 1e9).round() as i64)
     }
 
     #[must_use]
@@ -120,7 +120,7 @@ impl fmt::Display for NanoUsd {
             let unit = 10_u64.pow(u32::try_from(9 - decimals).expect("at most nine"));
             nanos = (nanos + unit / 2) / unit * unit;
         }
-        let (whole, fraction) = (nanos / NANOS_PER_USD as u64, nanos % NANOS_PER_USD as u64);
+        let (whole, fraction) = (nanos / NANOS_PER_USD, nanos % NANOS_PER_USD);
         let digits = format!("{fraction:09}");
         let kept =
             decimals.map_or_else(|| digits.trim_end_matches('0').len().max(2), |decimals| decimals.min(9));

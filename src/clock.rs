@@ -1,0 +1,71 @@
+//! The one place that reads the time.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use crate::economics::Timestamp;
+
+/// A source of timestamps that never go backwards.
+#[derive(Debug, Clone)]
+pub enum Clock {
+    /// Wall time at the start, then the monotonic clock, `speed` times as fast (1 but in the demo).
+    System { origin: Timestamp, started: Instant, speed: u32 },
+    /// Moved by a test.
+    Manual(Arc<AtomicU64>),
+}
+
+impl Clock {
+    #[expect(clippy::disallowed_methods, reason = "this module is where the time comes in")]
+    pub fn system() -> Self {
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self::System { origin: Timestamp::ZERO + since_epoch, started: Instant::now(), speed: 1 }
+    }
+
+    /// A clock that starts at `origin` and runs `speed` times as fast as the wall's.
+    #[expect(clippy::disallowed_methods, reason = "this module is where the time comes in")]
+    pub fn accelerated(origin: Timestamp, speed: u32) -> Self {
+        Self::System { origin, started: Instant::now(), speed }
+    }
+
+    pub fn manual(at: Timestamp) -> Self {
+        Self::Manual(Arc::new(AtomicU64::new(at.as_millis())))
+    }
+
+    pub fn now(&self) -> Timestamp {
+        match self {
+            Self::System { origin, started, speed } => *origin + started.elapsed() * *speed,
+            Self::Manual(millis) => Timestamp::from_millis(millis.load(Ordering::SeqCst)),
+        }
+    }
+
+    /// Moves a manual clock; a system clock moves by itself.
+    pub fn advance(&self, by: Duration) {
+        if let Self::Manual(millis) = self {
+            millis.fetch_add(crate::economics::time::millis(by), Ordering::SeqCst);
+        }
+    }
+
+    /// How much real time passes while this clock moves by `duration`.
+    pub fn real(&self, duration: Duration) -> Duration {
+        match self {
+            Self::System { speed, .. } => duration / (*speed).max(1),
+            Self::Manual(_) => duration,
+        }
+    }
+}
+
+/// Measures real elapsed time, whatever the clock's speed: latencies are never accelerated.
+#[derive(Debug, Clone, Copy)]
+pub struct Stopwatch(Instant);
+
+impl Stopwatch {
+    #[expect(clippy::disallowed_methods, reason = "this module is where the time comes in")]
+    pub fn start() -> Self {
+        Self(Instant::now())
+    }
+
+    pub fn elapsed(&self) -> Duration {
+        self.0.elapsed()
+    }
+}
