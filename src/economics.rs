@@ -2,7 +2,10 @@
 //!
 //! The live planner and the simulator are two thin drivers of this module.
 
+pub mod adaptive;
 pub mod catalog;
+pub mod layers;
+pub mod lcp;
 pub mod money;
 pub mod policy;
 pub mod prices;
