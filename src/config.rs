@@ -12,6 +12,7 @@ use std::time::Duration;
 
 pub use secret::Secret;
 
+pub use crate::economics::{Band, PolicyKind as RoutePolicy, PolicySettings as PolicyParameters, Threshold};
 use crate::economics::{NanoUsd, PoolSpec, PriceCard};
 
 /// Index of a backend in [`Config::backends`].
@@ -112,17 +113,6 @@ pub enum WhenUnavailable {
     Refuse,
     /// Go on, and count what is unrecorded.
     Continue,
-}
-
-#[derive(Debug, Clone, PartialEq)]
-pub struct PolicyParameters {
-    /// What "current volume" means.
-    pub window: Duration,
-    /// Hysteresis: a change must be worth this share.
-    pub margin: f64,
-    pub min_dwell: Duration,
-    /// How often the planner decides.
-    pub slot: Duration,
 }
 
 /// Attempts beyond the first, before the client has had a byte.
@@ -257,33 +247,6 @@ pub struct Route {
     pub models: Vec<String>,
     pub policy: RoutePolicy,
     pub offers: Vec<Offer>,
-}
-
-#[derive(Debug, Clone, PartialEq)]
-pub enum RoutePolicy {
-    Threshold(Threshold),
-    Cheapest,
-    Adaptive,
-    Api,
-    SelfHosted,
-    /// Share of calls for the self-hosted backend, 0 to 1.
-    Split {
-        self_hosted_share: f64,
-    },
-}
-
-/// The owner's own numbers, a day; whichever is given must be exceeded.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct Threshold {
-    pub requests_per_day: Option<Band>,
-    pub tokens_per_day: Option<Band>,
-    pub usd_per_day: Option<Band>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Band {
-    pub up: f64,
-    pub down: f64,
 }
 
 /// One backend's way to serve the models of a route.
