@@ -6,4 +6,6 @@
 pub mod clock;
 pub mod config;
 pub mod economics;
+pub mod fleet;
+pub mod health;
 pub mod ledger;
