@@ -122,7 +122,7 @@ async fn run_to_end(argv: &[String], subject: &Subject, limit: Duration) -> Resu
 fn spawn(argv: &[String], subject: &Subject) -> Result<Child, String> {
     let (program, arguments) = argv.split_first().ok_or("the command is empty")?;
     Command::new(program)
-        .args(arguments.iter().map(|argument| super::expand(argument, subject.replica)))
+        .args(arguments.iter().map(|argument| super::address::expand(argument, subject.replica)))
         .env("BREAKEVEN_BACKEND", &subject.backend)
         .env("BREAKEVEN_REPLICA", subject.replica.to_string())
         .env("BREAKEVEN_BASE_URL", &subject.base_url)

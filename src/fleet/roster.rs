@@ -14,8 +14,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::event::FleetEventKind;
-use super::rent::{Rent, RentDelta};
-use super::replica::{Replica, ReplicaState};
+use super::rent::RentDelta;
+use super::replica::Replica;
+use super::slot::{Phase, Slot};
 use crate::economics::time::millis;
 use crate::economics::{Billing, NanoUsd, PoolSpec, Timestamp};
 use crate::health::Probe;
@@ -104,73 +105,6 @@ pub(super) enum Report {
     },
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    /// Ours, and not known yet whether it runs already.
-    Unknown,
-    Stopped,
-    Starting {
-        ordered_at: Timestamp,
-    },
-    Ready {
-        since: Timestamp,
-    },
-    Draining {
-        since: Timestamp,
-    },
-    /// `ordered`: the order is out and not answered. `failures`: stops that failed. `clean_up`: after a failed
-    /// start.
-    Stopping {
-        ordered: bool,
-        failures: u32,
-        retry_at: Timestamp,
-        clean_up: bool,
-    },
-}
-
-#[derive(Debug)]
-#[expect(clippy::struct_excessive_bools, reason = "independent facts about one replica")]
-struct Slot {
-    replica: Arc<Replica>,
-    phase: Phase,
-    rent: Rent,
-    /// When it started or was taken over, also if no rent is counted.
-    began_at: Timestamp,
-    /// Started by this process.
-    is_ours: bool,
-    /// Whether it has been ready in its present life.
-    was_ready: bool,
-    order: u64,
-    /// Failed starts and losses in a row.
-    failures: u32,
-    retry_at: Timestamp,
-    probe_at: Timestamp,
-    is_probing: bool,
-    bad_probes: u32,
-    queue_at: Timestamp,
-    is_reading_queue: bool,
-}
-
-impl Slot {
-    fn enter(&mut self, phase: Phase) {
-        self.phase = phase;
-        self.was_ready |= matches!(phase, Phase::Ready { .. });
-        self.replica.set_state(match phase {
-            Phase::Stopped if self.failures > 0 => ReplicaState::Failed,
-            Phase::Unknown | Phase::Stopped => ReplicaState::Stopped,
-            Phase::Starting { .. } => ReplicaState::Starting,
-            Phase::Ready { .. } => ReplicaState::Ready,
-            Phase::Draining { .. } => ReplicaState::Draining,
-            Phase::Stopping { .. } => ReplicaState::Stopping,
-        });
-    }
-
-    /// Counts towards the target.
-    fn is_held(&self) -> bool {
-        matches!(self.phase, Phase::Starting { .. } | Phase::Ready { .. })
-    }
-}
-
 /// The replicas of one backend, their rent, and what is being done about them.
 #[derive(Debug)]
 pub(super) struct Roster {
@@ -189,22 +123,7 @@ impl Roster {
     pub(super) fn new(rules: Rules, replicas: &[Arc<Replica>], now: Timestamp) -> Self {
         let committed = rules.pool.billing == Billing::Committed;
         let slot = |replica: &Arc<Replica>| {
-            let mut slot = Slot {
-                replica: Arc::clone(replica),
-                phase: Phase::Stopped,
-                rent: Rent::default(),
-                began_at: now,
-                is_ours: false,
-                was_ready: false,
-                order: 0,
-                failures: 0,
-                retry_at: Timestamp::ZERO,
-                probe_at: now,
-                is_probing: false,
-                bad_probes: 0,
-                queue_at: now,
-                is_reading_queue: false,
-            };
+            let mut slot = Slot::new(Arc::clone(replica), now);
             // Behind one address, what answers is taken for the first replica.
             let may_run = replica.index == 0 || !rules.one_address;
             match rules.owner {
@@ -628,5 +547,4 @@ fn pause(failures: u32) -> Duration {
 }
 
 #[cfg(test)]
-#[path = "roster_tests.rs"]
 mod tests;

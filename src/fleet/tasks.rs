@@ -76,7 +76,7 @@ impl Hands {
         let url = if pattern.starts_with('/') {
             beside(&replica.base_url, pattern)
         } else {
-            super::expand(pattern, replica.index)
+            super::address::expand(pattern, replica.index)
         };
         if let Some(queue) = server_metrics::fetch(&self.client, &url, self.probe_timeout).await {
             replica.note_queue(self.clock.now(), &queue);

@@ -214,7 +214,7 @@ mod tests {
     #[test]
     fn retry_after_counts_at_once_and_a_shorter_wait_never_replaces_a_longer() {
         let circuit = circuit();
-        assert_eq!(circuit.failed(at(0), Some(Duration::from_secs(60))), Some(CircuitState::Open));
+        assert_eq!(circuit.failed(at(0), Some(Duration::from_mins(1))), Some(CircuitState::Open));
         circuit.failed(at(1), Some(Duration::from_secs(1)));
         circuit.failed(at(1), None);
         assert!(!circuit.admits(at(59)));
