@@ -6,5 +6,7 @@
 pub mod clock;
 pub mod config;
 pub mod economics;
+pub mod fleet;
+pub mod health;
 pub mod ledger;
 pub mod simulator;

@@ -1,0 +1,164 @@
+//! What a fleet does in the world, as futures that end in a report.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Uri;
+
+use super::command::{self, Process, Reins, Subject};
+use super::replica::Replica;
+use super::roster::Report;
+use super::{server_metrics, webhook};
+use crate::clock::Clock;
+use crate::config::{Backend, BackendKind, Control, Secret};
+use crate::health::probe::{self, Expect, Probe};
+
+/// What tasks need to know.
+#[derive(Debug)]
+pub(super) struct Hands {
+    backend: String,
+    control: Control,
+    replicas: Arc<[Arc<Replica>]>,
+    client: reqwest::Client,
+    key: Option<Secret>,
+    health_path: Option<String>,
+    probe_timeout: Duration,
+    metrics_url: Option<String>,
+    clock: Clock,
+}
+
+impl Hands {
+    pub(super) fn new(
+        backend: &Backend,
+        control: Control,
+        replicas: Arc<[Arc<Replica>]>,
+        clock: Clock,
+    ) -> Self {
+        let metrics_url = match &backend.kind {
+            BackendKind::Api => None,
+            BackendKind::SelfHosted(own) => own.metrics_url.clone(),
+        };
+        Self {
+            backend: backend.name.clone(),
+            control,
+            replicas,
+            client: probe::client(backend.timeouts.connect).expect("TLS with built-in roots can be set up"),
+            key: backend.api_key.clone(),
+            health_path: backend.health.path.clone(),
+            probe_timeout: backend.health.timeout,
+            metrics_url,
+            clock,
+        }
+    }
+
+    /// Whether only the process that started a server can stop it.
+    pub(super) fn stops_by_signal(&self) -> bool {
+        matches!(&self.control, Control::Command { stop, .. } if stop.is_empty())
+    }
+
+    fn subject(&self, replica: u32) -> Subject {
+        let base_url = self.replicas[replica as usize].base_url.clone();
+        Subject { backend: self.backend.clone(), replica, base_url }
+    }
+
+    async fn probe(&self, replica: u32) -> Probe {
+        let base_url = &self.replicas[replica as usize].base_url;
+        let (url, expect) = match &self.health_path {
+            Some(path) => (beside(base_url, path), Expect::Success),
+            None => (format!("{base_url}/models"), Expect::AnyAnswer),
+        };
+        probe::probe(&self.client, &url, self.key.as_ref(), self.probe_timeout, expect).await
+    }
+
+    async fn read_queue(&self, replica: u32) {
+        let Some(pattern) = &self.metrics_url else { return };
+        let replica = &self.replicas[replica as usize];
+        let url = if pattern.starts_with('/') {
+            beside(&replica.base_url, pattern)
+        } else {
+            super::address::expand(pattern, replica.index)
+        };
+        if let Some(queue) = server_metrics::fetch(&self.client, &url, self.probe_timeout).await {
+            replica.note_queue(self.clock.now(), &queue);
+        }
+    }
+
+    async fn call_webhook(
+        &self,
+        verb: webhook::Verb,
+        replica: u32,
+        number: u64,
+        target: u32,
+    ) -> Result<(), String> {
+        let Control::Webhook { url, secret } = &self.control else { return Ok(()) };
+        let Subject { backend, base_url, .. } = self.subject(replica);
+        // Unique over restarts of ours, too: order numbers begin anew then.
+        let key = format!("{backend}-{replica}-{number}-{}", self.clock.now().as_millis());
+        let order = webhook::Order { backend, action: verb, replica, base_url, target };
+        webhook::send(&self.client, url, secret.as_ref(), &order, &key, &self.clock).await
+    }
+}
+
+/// Orders a start. None when it was broken off by a stop, which reports for itself.
+pub(super) async fn start(
+    hands: Arc<Hands>,
+    replica: u32,
+    order: u64,
+    target: u32,
+    reins: Reins,
+) -> Option<Report> {
+    let result = match &hands.control {
+        Control::None => Ok(()),
+        Control::Command { start, .. } => command::start(start, &hands.subject(replica), reins).await?,
+        Control::Webhook { .. } => hands.call_webhook(webhook::Verb::Start, replica, order, target).await,
+    };
+    Some(Report::Start { replica, order, result })
+}
+
+/// Orders a stop; it is done when the report says so.
+pub(super) async fn stop(
+    hands: Arc<Hands>,
+    replica: u32,
+    order: u64,
+    target: u32,
+    process: Option<Arc<Process>>,
+    was_ready: bool,
+) -> Option<Report> {
+    let result = match &hands.control {
+        Control::None => Ok(()),
+        Control::Command { stop, .. } => {
+            command::stop(stop, &hands.subject(replica), process.as_deref(), was_ready).await
+        }
+        Control::Webhook { .. } => hands.call_webhook(webhook::Verb::Stop, replica, order, target).await,
+    };
+    Some(Report::Stop { replica, order, result })
+}
+
+pub(super) async fn look(hands: Arc<Hands>, replica: u32, order: u64) -> Option<Report> {
+    Some(Report::Probe { replica, order, probe: hands.probe(replica).await })
+}
+
+pub(super) async fn read_queue(hands: Arc<Hands>, replica: u32) -> Option<Report> {
+    hands.read_queue(replica).await;
+    Some(Report::QueueRead { replica })
+}
+
+/// A path on the host of a base URL: `http://h:1/v1` and `/health` → `http://h:1/health`.
+fn beside(base_url: &str, path: &str) -> String {
+    let origin = base_url
+        .parse::<Uri>()
+        .ok()
+        .and_then(|uri| Some(format!("{}://{}", uri.scheme_str()?, uri.authority()?)));
+    format!("{}/{}", origin.as_deref().unwrap_or(base_url), path.trim_start_matches('/'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_health_path_is_on_the_host_of_the_base_url() {
+        assert_eq!(beside("http://127.0.0.1:8000/v1", "/health"), "http://127.0.0.1:8000/health");
+        assert_eq!(beside("https://gpu.internal/v1", "ready?full=1"), "https://gpu.internal/ready?full=1");
+    }
+}
