@@ -1,0 +1,4 @@
+//! One module a command: arguments, and what is done with them.
+
+pub mod check;
+pub mod schema;
