@@ -75,8 +75,10 @@ pub(super) fn run_import(shared: &Shared, mut importer: Importer) {
     loop {
         let stop = shared.stop.load(Ordering::SeqCst);
         let wanted = shared.wanted_passes.load(Ordering::SeqCst);
+        rotate(shared, &mut importer);
         let result = if stop { close(shared, &mut importer) } else { importer.pass() };
         note_commit(shared);
+        shared.segments.store(importer.segments() as u64, Ordering::Relaxed);
         match result {
             Ok(()) => {
                 if std::mem::take(&mut is_failing) {
@@ -94,7 +96,6 @@ pub(super) fn run_import(shared: &Shared, mut importer: Importer) {
         if stop {
             return;
         }
-        rotate(shared, &mut importer);
         pause(shared, &importer, wanted, is_failing);
     }
 }
@@ -117,7 +118,6 @@ fn rotate(shared: &Shared, importer: &mut Importer) {
     if !is_full && let Err(error) = importer.rotate(&shared.journal, SEGMENT_BYTES) {
         warn!(%error, "cannot begin a new journal segment; going on with the present one");
     }
-    shared.segments.store(importer.segments() as u64, Ordering::Relaxed);
 }
 
 fn pause(shared: &Shared, importer: &Importer, seen: u64, is_failing: bool) {

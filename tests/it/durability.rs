@@ -140,3 +140,57 @@ async fn a_segment_of_another_ledger_is_kept_and_not_imported() {
     assert_eq!(ids(&path), Vec::<u64>::new());
     assert!(Path::new(&format!("{journal}/00000099.log.foreign")).exists());
 }
+
+/// A file system of one megabyte, or nothing where none can be mounted.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn mount() -> Option<Self> {
+        let directory = tempfile::tempdir().unwrap();
+        let options = ["-t", "tmpfs", "-o", "size=1m", "tmpfs"];
+        let mounted =
+            Command::new("mount").args(options).arg(directory.path()).stderr(Stdio::null()).status();
+        mounted.is_ok_and(|status| status.success()).then_some(Self(directory))
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _status = Command::new("umount").arg("-l").arg(self.0.path()).status();
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_makes_the_ledger_unavailable_and_room_makes_it_available_again() {
+    // Mounting wants root; where it is refused, the unit tests of the journal cover the retries.
+    let Some(disk) = SmallDisk::mount() else { return };
+    let path = disk.path().join("breakeven.db");
+    let ledger = open(&path);
+    let _batch = ledger.append(&api_call(0, 0));
+    assert!(ledger.flush().await && ledger.is_available());
+
+    let ballast = disk.path().join("ballast");
+    let mut file = fs::File::create(&ballast).unwrap();
+    while file.write(&[0; 4096]).is_ok_and(|written| written > 0) {}
+    let mut count = 1;
+    while ledger.is_available() {
+        let _batch = ledger.append(&api_call(count, count % 1000));
+        count += 1;
+        assert!(count < 100_000, "the disk never fills");
+    }
+    assert!(ledger.unavailable_reason().unwrap().contains("journal"));
+    assert!(ledger.stats().pending > 0);
+    assert_eq!(ledger.stats().unrecorded, 0);
+
+    drop(file);
+    fs::remove_file(&ballast).unwrap();
+    assert!(ledger.flush().await, "a flush tries again");
+    assert!(ledger.is_available());
+    assert_eq!(ledger.unavailable_reason(), None);
+    drop(ledger);
+    assert_eq!(ids(&path), (0..count).collect::<Vec<_>>());
+}
