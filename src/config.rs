@@ -3,13 +3,27 @@
 //! What the owner wrote is parsed in `raw`, checked in `validate`, and becomes a [`Config`] only when
 //! nothing is wrong with it. Everything below may rely on that.
 
+pub mod defaults;
+pub mod dialect;
+mod load;
+mod problem;
+mod raw;
+mod read;
+pub mod reload;
+mod scalar;
+mod schema;
 pub mod secret;
+mod validate;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use load::{CONFIG_VARIABLE, QuickStart, SEARCH_PATHS, find, parse, quick_start, variable};
+pub use problem::{Place, Problem, Problems};
+pub use scalar::parse_duration;
+pub use schema::schema;
 pub use secret::Secret;
 
 pub use crate::economics::{Band, PolicyKind as RoutePolicy, PolicySettings as PolicyParameters, Threshold};
@@ -40,6 +54,8 @@ pub struct Config {
     pub models: HashMap<String, RouteId>,
     /// Prices by upstream model name, for `api` backends.
     pub prices: PriceBook,
+    /// What works, and is probably not what was meant: for `check` and the log.
+    pub warnings: Vec<Problem>,
     /// SHA-256 of the text it was made from, in hex; recorded with every ledger row.
     pub digest: String,
 }
@@ -73,6 +89,8 @@ pub struct Limits {
     pub header_timeout: Duration,
     /// Time to send the request body.
     pub body_timeout: Duration,
+    /// Longest time a connection may be idle between requests.
+    pub idle_timeout: Duration,
     /// Streams may go on for so long after SIGTERM.
     pub drain_timeout: Duration,
 }
@@ -183,7 +201,9 @@ pub enum BackendKind {
 pub struct SelfHosted {
     pub pool: PoolSpec,
     pub control: Control,
-    /// Where the server's own metrics are (vLLM's and llama.cpp's queue), if it has any.
+    pub server: dialect::Server,
+    /// Where the server's own metrics are (vLLM's and llama.cpp's queue), if it has any: a path below each
+    /// replica's host, or one URL. [`Backend::metrics_urls`] has them in full.
     pub metrics_url: Option<String>,
 }
 
@@ -301,6 +321,12 @@ fn undated(model: &str) -> Option<&str> {
     date.bytes().enumerate().all(shape).then_some(base)
 }
 
+/// `http://10.0.0.7:8000/v1` → `http://10.0.0.7:8000`.
+fn host_of(base_url: &str) -> &str {
+    let host = base_url.find("://").map_or(0, |at| at + 3);
+    base_url[host..].find('/').map_or(base_url, |path| &base_url[..host + path])
+}
+
 impl Config {
     pub fn backend(&self, id: BackendId) -> &Backend {
         &self.backends[usize::from(id.0)]
@@ -329,6 +355,26 @@ impl Backend {
             BackendKind::Api => None,
             BackendKind::SelfHosted(own) => Some(&own.pool),
         }
+    }
+
+    /// The server's own metrics, one URL for each base URL, or the one that was written.
+    pub fn metrics_urls(&self) -> Vec<String> {
+        let BackendKind::SelfHosted(own) = &self.kind else { return Vec::new() };
+        match &own.metrics_url {
+            None => Vec::new(),
+            Some(path) if path.starts_with('/') => self.urls_at(path),
+            Some(url) => vec![url.clone()],
+        }
+    }
+
+    /// Where each base URL's health check is; empty when health is passive.
+    pub fn health_urls(&self) -> Vec<String> {
+        self.health.path.as_deref().map_or_else(Vec::new, |path| self.urls_at(path))
+    }
+
+    /// A path below the host of each base URL.
+    fn urls_at(&self, path: &str) -> Vec<String> {
+        self.base_urls.iter().map(|base| format!("{}{path}", host_of(base))).collect()
     }
 
     /// Rent of one replica for one hour; zero for an API.

@@ -1,9 +1,293 @@
 //! The ledger: one row a call, with what it cost and what it would have cost elsewhere.
+//!
+//! **The log is the queue.** A settled call becomes one line that is appended to a journal beside the SQLite
+//! file with one `write`, before the last byte of its response leaves: a process that is killed loses nothing.
+//! A thread imports the journal into the tables in groups, together with its position, so that no row is lost
+//! and none is doubled, whenever either side is interrupted. Nothing waits in memory but rows that could not be
+//! written at all, and of these a bounded number.
+
+mod database;
+mod importer;
+mod journal;
+mod line;
+pub mod query;
+mod writer;
+
+use std::cell::RefCell;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{self, Receiver};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, Thread};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tracing::warn;
 use uuid::Uuid;
 
+use self::importer::{Counters, Recovered};
+use self::journal::Journal;
+use self::writer::Shared;
+use crate::clock::Clock;
+use crate::config::{Fsync, LedgerSettings};
 use crate::economics::{NanoUsd, Timestamp, Usage, Work};
+
+/// How long the end of a response waits for its row to be on disk before it leaves all the same.
+const DURABLE_WAIT: Duration = Duration::from_secs(5);
+
+/// How long [`Ledger::flush`] and the drop of the last handle wait for the threads.
+const CLOSE_WAIT: Duration = Duration::from_secs(10);
+
+/// Why a ledger cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    #[error(
+        "the ledger `{}` is in use by another breakeven: stop that one, or give this one its own `ledger.path`",
+        path.display()
+    )]
+    InUse { path: PathBuf },
+    #[error(
+        "the ledger `{}` was written by a newer breakeven (schema {found}, this one knows {}): upgrade, \
+         or set `ledger.path` to a new file",
+        path.display(), database::SCHEMA_VERSION
+    )]
+    Newer { path: PathBuf, found: String },
+    #[error("`{}` is not a ledger of breakeven: set `ledger.path` to another file", path.display())]
+    NotALedger { path: PathBuf },
+    #[error("there is no ledger at `{}` yet: `breakeven serve` makes it", path.display())]
+    Missing { path: PathBuf },
+    #[error("cannot use `{}` for the ledger", path.display())]
+    Io {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("the ledger `{}` failed", path.display())]
+    Sqlite {
+        path: PathBuf,
+        #[source]
+        source: rusqlite::Error,
+    },
+}
+
+/// A place to record calls, cheap to clone. When the last clone is dropped, what was appended is imported and
+/// synced, within ten seconds.
+#[derive(Debug, Clone)]
+pub struct Ledger(Option<Arc<Handle>>);
+
+/// What to wait for until an append survives a power cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use = "with `fsync = \"always\"` the response ends after `Ledger::durable(ticket)`"]
+pub struct Ticket(Option<u64>);
+
+/// What the ledger has done since it was opened, in rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Stats {
+    /// In the tables, rows that an earlier process had left in the journal included.
+    pub committed: u64,
+    /// In the journal or, while it cannot be written, in memory.
+    pub pending: u64,
+    /// Lost, because the journal could not be written and too many waited in memory already.
+    pub unrecorded: u64,
+    /// Places where a write was cut by a full disk or a power failure.
+    pub torn: u64,
+    /// Files of the journal that are not wholly imported.
+    pub segments: u64,
+    pub last_commit: Option<Timestamp>,
+}
+
+#[derive(Debug)]
+struct Handle {
+    shared: Arc<Shared>,
+    fsync: Fsync,
+    sync_thread: Thread,
+    import_thread: Thread,
+    /// Each end is closed by its thread when it is done.
+    done: Mutex<[Receiver<()>; 2]>,
+}
+
+impl Ledger {
+    /// Opens or creates the ledger, takes its lock, and imports what an earlier process left in the journal.
+    pub fn open(settings: &LedgerSettings, clock: Clock) -> Result<Self, LedgerError> {
+        let counters = Arc::new(Counters::default());
+        let Recovered { mut importer, directory, lock, header, next_segment } =
+            importer::recover(&settings.path, clock.now(), Arc::clone(&counters))?;
+        let journal = Journal::start(directory, lock, header, next_segment)?;
+        importer.follow(&journal);
+        let shared = Arc::new(Shared {
+            journal,
+            counters,
+            clock,
+            stop: AtomicBool::new(false),
+            wanted_passes: AtomicU64::new(0),
+            passes: watch::Sender::new(0),
+            synced: watch::Sender::new(0),
+            last_commit: AtomicU64::new(0),
+            segments: AtomicU64::new(1),
+        });
+        let io = |source| LedgerError::Io { path: settings.path.clone(), source };
+        let (sync_thread, sync_done) = spawn("ledger-sync", &shared, writer::run_sync).map_err(io)?;
+        let import = move |shared: &Shared| writer::run_import(shared, importer);
+        let (import_thread, import_done) = spawn("ledger-import", &shared, import).map_err(io)?;
+        let done = Mutex::new([sync_done, import_done]);
+        Ok(Self(Some(Arc::new(Handle { shared, fsync: settings.fsync, sync_thread, import_thread, done }))))
+    }
+
+    /// A ledger that records nothing, to measure the rest of the program without it.
+    pub const fn off() -> Self {
+        Self(None)
+    }
+
+    /// Records a call. Never blocks on anything but the one `write`, and never fails: a row that cannot be
+    /// written waits in memory and makes the ledger unavailable.
+    pub fn append(&self, entry: &Entry) -> Ticket {
+        self.append_line(|line| line::write_call(line, entry))
+    }
+
+    pub fn append_rent(&self, rent: &RentEntry) -> Ticket {
+        self.append_line(|line| line::write_rent(line, rent))
+    }
+
+    pub fn append_event(&self, event: &Event) -> Ticket {
+        self.append_line(|line| line::write_event(line, event))
+    }
+
+    fn append_line(&self, write: impl Fn(&mut Vec<u8>)) -> Ticket {
+        thread_local! {
+            static LINE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+        }
+        let Some(handle) = &self.0 else { return Ticket(None) };
+        let append = |line: &mut Vec<u8>| {
+            line.clear();
+            write(line);
+            Ticket(handle.shared.journal.append(line))
+        };
+        // A call may be settled while its thread ends and the buffer is gone.
+        LINE.try_with(|line| append(&mut line.borrow_mut())).unwrap_or_else(|_| append(&mut Vec::new()))
+    }
+
+    /// Waits until the append is on disk, with `fsync = "always"`; returns at once with `"batch"`, for an append
+    /// that failed, and in any case after five seconds.
+    pub async fn durable(&self, ticket: Ticket) {
+        let (Some(handle), Some(number)) = (&self.0, ticket.0) else { return };
+        if handle.fsync == Fsync::Always && !handle.wait_synced(number, DURABLE_WAIT).await {
+            warn!("a row is not on disk after {DURABLE_WAIT:?}: its response ends all the same");
+        }
+    }
+
+    /// Whether the next call can be recorded.
+    pub fn is_available(&self) -> bool {
+        self.0.as_ref().is_none_or(|handle| handle.shared.journal.is_available())
+    }
+
+    /// Why not, as a sentence for an operator.
+    pub fn unavailable_reason(&self) -> Option<String> {
+        self.0.as_ref()?.shared.journal.unavailable_reason()
+    }
+
+    pub fn stats(&self) -> Stats {
+        let Some(handle) = &self.0 else { return Stats::default() };
+        let Shared { journal, counters, last_commit, segments, .. } = &*handle.shared;
+        // Read in this order, or a row in between would make the difference negative.
+        let committed = counters.committed.load(Ordering::Acquire);
+        let own = committed - counters.recovered.load(Ordering::Relaxed);
+        Stats {
+            committed,
+            pending: journal.appended().saturating_sub(own) + journal.backlog(),
+            unrecorded: journal.unrecorded(),
+            torn: counters.torn.load(Ordering::Relaxed),
+            segments: segments.load(Ordering::Relaxed),
+            last_commit: Some(last_commit.load(Ordering::Relaxed))
+                .filter(|millis| *millis > 0)
+                .map(Timestamp::from_millis),
+        }
+    }
+
+    /// Waits until everything appended before is in the tables and synced. False when it is not after ten
+    /// seconds; it is in the journal then.
+    pub async fn flush(&self) -> bool {
+        match &self.0 {
+            None => true,
+            Some(handle) => {
+                let appended = handle.shared.journal.appended();
+                handle.wait_imported(CLOSE_WAIT).await && handle.wait_synced(appended, CLOSE_WAIT).await
+            }
+        }
+    }
+
+    /// Flushes and gives up this handle; the threads end with the last one.
+    pub async fn close(self) -> bool {
+        self.flush().await
+    }
+}
+
+/// Imports what a killed process left in the journal, so that a report is complete. Does nothing when a
+/// server has the ledger open, because that one imports by itself within a quarter of a second.
+pub fn catch_up(path: &Path, now: Timestamp) -> Result<(), LedgerError> {
+    let has_rows = journal::segments(&importer::directory(path)).is_ok_and(|segments| !segments.is_empty());
+    if !has_rows {
+        return Ok(());
+    }
+    match importer::recover(path, now, Arc::default()) {
+        Ok(_) | Err(LedgerError::InUse { .. }) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+type Spawned = (Thread, Receiver<()>);
+
+fn spawn(
+    name: &str,
+    shared: &Arc<Shared>,
+    run: impl FnOnce(&Shared) + Send + 'static,
+) -> std::io::Result<Spawned> {
+    let (done, is_done) = mpsc::channel();
+    let shared = Arc::clone(shared);
+    let body = move || {
+        run(&shared);
+        // First, because the lock goes with it.
+        drop(shared);
+        drop(done);
+    };
+    let handle = thread::Builder::new().name(name.to_owned()).spawn(body)?;
+    Ok((handle.thread().clone(), is_done))
+}
+
+impl Handle {
+    async fn wait_synced(&self, number: u64, wait: Duration) -> bool {
+        let mut synced = self.shared.synced.subscribe();
+        if *synced.borrow() >= number {
+            return true;
+        }
+        self.sync_thread.unpark();
+        timeout(wait, synced.wait_for(|synced| *synced >= number)).await.is_ok()
+    }
+
+    async fn wait_imported(&self, wait: Duration) -> bool {
+        let wanted = self.shared.wanted_passes.fetch_add(1, Ordering::SeqCst) + 1;
+        let mut passes = self.shared.passes.subscribe();
+        self.import_thread.unpark();
+        timeout(wait, passes.wait_for(|passes| *passes >= wanted)).await.is_ok()
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        self.sync_thread.unpark();
+        self.import_thread.unpark();
+        let done = self.done.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for is_done in done {
+            if is_done.recv_timeout(CLOSE_WAIT) == Err(mpsc::RecvTimeoutError::Timeout) {
+                warn!(
+                    "the ledger is busy after {CLOSE_WAIT:?}: what is left in the journal is imported next time"
+                );
+            }
+        }
+    }
+}
 
 /// One row: a logical call, however many attempts it took. Text fields are configured names or tags, never
 /// prompts, keys or error bodies.
@@ -127,4 +411,43 @@ pub struct Event {
     pub subject: String,
     /// A sentence.
     pub detail: String,
+}
+
+#[cfg(test)]
+mod testing {
+    use super::{Entry, Outcome, UsageSource};
+    use crate::economics::{NanoUsd, Timestamp, Usage, Work};
+
+    /// A call that ended `n` seconds after the epoch, with everything in it that can be.
+    pub(super) fn entry(n: u64) -> Entry {
+        Entry {
+            id: uuid::Uuid::from_u64_pair(n, !n),
+            opened_at: Timestamp::from_millis(n * 1000 - 700),
+            closed_at: Timestamp::from_secs(n),
+            first_token_at: Some(Timestamp::from_millis(n * 1000 - 300)),
+            key: "key_1".into(),
+            team: "search".into(),
+            tags: "feature=rank,user=\tx".into(),
+            endpoint: "chat_completions".into(),
+            route: "chat".into(),
+            requested_model: "gpt-4o-mini".into(),
+            served_model: "gpt-4o-mini-2024-07-18".into(),
+            backend: "openai".into(),
+            reason: "cheapest".into(),
+            attempts: 2,
+            status: 200,
+            outcome: Outcome::Success,
+            stream: true,
+            usage: Usage::new(1000 + n, 20).with_cached(500),
+            usage_source: UsageSource::UpstreamUsage,
+            tier: "standard".into(),
+            cost: NanoUsd::from_nanos(124_500),
+            api_cost: Some(NanoUsd::from_nanos(124_500)),
+            self_hosted_cost: None,
+            work: Work(40_000),
+            attempts_cost: NanoUsd::from_nanos(7),
+            unpriced: false,
+            config_digest: "9f86d081884c7d65".repeat(4),
+        }
+    }
 }

@@ -1,0 +1,5 @@
+//! One module a command: arguments, and what is done with them.
+
+pub mod check;
+pub mod report;
+pub mod schema;

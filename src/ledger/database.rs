@@ -1,0 +1,356 @@
+//! The SQLite file: schema, opening with care, and inserting what the journal holds.
+//!
+//! Names that many calls share stand once in `labels`, so a row of `calls` is small numbers. The position up to
+//! which the journal has been imported is in the same transaction as the rows, which makes the import exactly
+//! once without any unique index.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Statement, params};
+use tracing::error;
+use uuid::Uuid;
+
+use super::line::{self, CALL_NUMBERS, CallLine, LABELS, Record};
+use super::{Event, LedgerError, Outcome, RentEntry, UsageSource};
+use crate::economics::Timestamp;
+
+/// Raised whenever a table changes. A newer file is refused, an older one is migrated on open.
+pub(super) const SCHEMA_VERSION: u32 = 1;
+
+/// Sets of names kept in memory; a client that invents model names can not make it grow further.
+const CACHED_LABELS: usize = 16_384;
+
+/// How long a statement waits for another process, such as a `VACUUM` by hand.
+const BUSY_WAIT: Duration = Duration::from_secs(5);
+
+/// Pages of the write-ahead log that are gathered before they move to the file (16 MiB).
+const CHECKPOINT_PAGES: u32 = 4096;
+
+/// Everything before this place in the journal is in the tables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub(super) struct Cursor {
+    pub(super) segment: u64,
+    pub(super) offset: u64,
+}
+
+#[derive(Debug)]
+pub(super) struct Database {
+    connection: Connection,
+    path: PathBuf,
+    labels: HashMap<Box<[u8]>, i64>,
+}
+
+impl Database {
+    /// Opens or creates the file. A damaged one is set aside under a name that says so, never overwritten.
+    /// `ledger_id` is given to a new file.
+    pub(super) fn open(path: &Path, now: Timestamp, ledger_id: Uuid) -> Result<Self, LedgerError> {
+        match Self::try_open(path, ledger_id) {
+            Err(LedgerError::Sqlite { source, .. }) if is_damage(&source) => {
+                set_aside(path, now, &source)?;
+                Self::try_open(path, ledger_id)
+            }
+            result => result,
+        }
+    }
+
+    fn try_open(path: &Path, ledger_id: Uuid) -> Result<Self, LedgerError> {
+        let sqlite = |source| LedgerError::Sqlite { path: path.to_owned(), source };
+        let mut connection = Connection::open(path).map_err(sqlite)?;
+        connection.busy_timeout(BUSY_WAIT).map_err(sqlite)?;
+        connection.pragma_update(None, "journal_mode", "wal").map_err(sqlite)?;
+        connection.pragma_update(None, "synchronous", "normal").map_err(sqlite)?;
+        connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES).map_err(sqlite)?;
+        if is_empty(&connection).map_err(sqlite)? {
+            create(&mut connection, ledger_id).map_err(sqlite)?;
+        }
+        check_version(&connection, path)?;
+        let database = Self { connection, path: path.to_owned(), labels: HashMap::new() };
+        database.cursor()?;
+        Ok(database)
+    }
+
+    /// Sets the file aside and begins a new one in its place.
+    pub(super) fn replace(
+        &mut self,
+        path: &Path,
+        now: Timestamp,
+        why: &rusqlite::Error,
+        ledger_id: Uuid,
+    ) -> Result<(), LedgerError> {
+        // SQLite must let go of the file before it is renamed.
+        self.connection = Connection::open_in_memory().map_err(|source| self.error(source))?;
+        self.labels.clear();
+        if path.exists() {
+            set_aside(path, now, why)?;
+        }
+        *self = Self::open(path, now, ledger_id)?;
+        Ok(())
+    }
+
+    fn error(&self, source: rusqlite::Error) -> LedgerError {
+        LedgerError::Sqlite { path: self.path.clone(), source }
+    }
+
+    pub(super) fn cursor(&self) -> Result<Cursor, LedgerError> {
+        self.connection
+            .query_row("SELECT segment, offset FROM cursor", [], |row| {
+                Ok(Cursor { segment: unsigned(row.get(0)?), offset: unsigned(row.get(1)?) })
+            })
+            .map_err(|source| self.error(source))
+    }
+
+    pub(super) fn ledger_id(&self) -> Result<Uuid, LedgerError> {
+        let text = self
+            .connection
+            .query_row("SELECT value FROM meta WHERE key = 'ledger_id'", [], |row| row.get::<_, String>(0))
+            .map_err(|source| self.error(source))?;
+        Uuid::parse_str(&text).map_err(|_| LedgerError::NotALedger { path: self.path.clone() })
+    }
+
+    /// Inserts the records and moves the cursor, or does neither. `lasting` makes the commit survive a power
+    /// cut, with everything before it: the journal may then forget what was imported.
+    pub(super) fn insert<'a>(
+        &mut self,
+        records: impl Iterator<Item = Record<'a>>,
+        cursor: Cursor,
+        lasting: bool,
+    ) -> Result<u64, LedgerError> {
+        if lasting {
+            self.connection
+                .pragma_update(None, "synchronous", "full")
+                .map_err(|source| self.error(source))?;
+        }
+        let inserted = insert_all(&mut self.connection, &mut self.labels, records, cursor);
+        if lasting {
+            self.connection
+                .pragma_update(None, "synchronous", "normal")
+                .map_err(|source| self.error(source))?;
+        }
+        inserted.map_err(|source| {
+            // Ids that were given in the transaction went with it.
+            self.labels.clear();
+            self.error(source)
+        })
+    }
+}
+
+fn insert_all<'a>(
+    connection: &mut Connection,
+    labels: &mut HashMap<Box<[u8]>, i64>,
+    records: impl Iterator<Item = Record<'a>>,
+    cursor: Cursor,
+) -> rusqlite::Result<u64> {
+    let transaction = connection.transaction()?;
+    let mut rows = 0;
+    {
+        let mut call = transaction.prepare_cached(&insert_call_sql())?;
+        for record in records {
+            rows += 1;
+            match record {
+                Record::Call(line) => {
+                    let label = match labels.get(line.labels) {
+                        Some(label) => *label,
+                        None => remember_label(&transaction, labels, line.labels)?,
+                    };
+                    insert_call(&mut call, &line, label)?;
+                }
+                Record::Rent(rent) => insert_rent(&transaction, &rent)?,
+                Record::Event(event) => insert_event(&transaction, &event)?,
+            }
+        }
+    }
+    transaction
+        .prepare_cached("UPDATE cursor SET segment = ?1, offset = ?2")?
+        .execute(params![signed(cursor.segment), signed(cursor.offset)])?;
+    transaction.commit()?;
+    Ok(rows)
+}
+
+fn insert_call_sql() -> String {
+    let columns = CALL_NUMBERS.join(", ");
+    let places = vec!["?"; CALL_NUMBERS.len() + 3].join(", ");
+    format!("INSERT INTO calls (id, label, tags, {columns}) VALUES ({places})")
+}
+
+fn insert_call(statement: &mut Statement<'_>, line: &CallLine<'_>, label: i64) -> rusqlite::Result<()> {
+    statement.raw_bind_parameter(1, line.id.as_slice())?;
+    statement.raw_bind_parameter(2, label)?;
+    statement.raw_bind_parameter(3, Some(line.tags.as_ref()).filter(|tags| !tags.is_empty()))?;
+    for (index, number) in line.numbers.iter().enumerate() {
+        statement.raw_bind_parameter(index + 4, number)?;
+    }
+    statement.raw_execute().map(drop)
+}
+
+fn remember_label(
+    connection: &Connection,
+    labels: &mut HashMap<Box<[u8]>, i64>,
+    raw: &[u8],
+) -> rusqlite::Result<i64> {
+    let names = line::parse_labels(raw).unwrap_or_default();
+    let columns = LABELS.join(", ");
+    let equal = LABELS.map(|label| format!("{label} = ?")).join(" AND ");
+    let found = connection
+        .prepare_cached(&format!("SELECT id FROM labels WHERE {equal}"))?
+        .query_row(rusqlite::params_from_iter(&names), |row| row.get(0))
+        .optional()?;
+    let id = if let Some(id) = found {
+        id
+    } else {
+        let places = vec!["?"; LABELS.len()].join(", ");
+        connection
+            .prepare_cached(&format!("INSERT INTO labels ({columns}) VALUES ({places})"))?
+            .insert(rusqlite::params_from_iter(&names))?
+    };
+    if labels.len() >= CACHED_LABELS {
+        labels.clear();
+    }
+    labels.insert(raw.into(), id);
+    Ok(id)
+}
+
+fn insert_rent(connection: &Connection, rent: &RentEntry) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached(
+            "INSERT INTO rent (backend, from_at, to_at, replica_millis, busy, rent, attributed, idle)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        )?
+        .execute(params![
+            rent.backend,
+            signed(rent.from.as_millis()),
+            signed(rent.to.as_millis()),
+            signed(rent.replica_millis),
+            signed(rent.busy.0),
+            rent.rent.as_nanos(),
+            rent.attributed.as_nanos(),
+            rent.idle.as_nanos(),
+        ])
+        .map(drop)
+}
+
+fn insert_event(connection: &Connection, event: &Event) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached("INSERT INTO events (at, kind, subject, detail) VALUES (?, ?, ?, ?)")?
+        .execute(params![signed(event.at.as_millis()), event.kind, event.subject, event.detail])
+        .map(drop)
+}
+
+/// SQLite has no unsigned integers; what the journal writes is below 2^63.
+pub(super) fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+pub(super) fn unsigned(value: i64) -> u64 {
+    value.max(0).unsigned_abs()
+}
+
+/// Opens the file to read while others may write.
+pub(super) fn open_to_read(path: &Path) -> Result<Connection, LedgerError> {
+    if !path.exists() {
+        return Err(LedgerError::Missing { path: path.to_owned() });
+    }
+    let sqlite = |source| LedgerError::Sqlite { path: path.to_owned(), source };
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags).map_err(sqlite)?;
+    connection.busy_timeout(BUSY_WAIT).map_err(sqlite)?;
+    check_version(&connection, path)?;
+    Ok(connection)
+}
+
+fn is_empty(connection: &Connection) -> rusqlite::Result<bool> {
+    connection.query_row("SELECT count(*) = 0 FROM sqlite_schema", [], |row| row.get(0))
+}
+
+fn check_version(connection: &Connection, path: &Path) -> Result<(), LedgerError> {
+    let version = connection
+        .query_row("SELECT value FROM meta WHERE key = 'schema_version'", [], |row| row.get::<_, String>(0));
+    let version = match version {
+        Ok(version) => version,
+        Err(source) if is_damage(&source) => {
+            return Err(LedgerError::Sqlite { path: path.to_owned(), source });
+        }
+        Err(_) => return Err(LedgerError::NotALedger { path: path.to_owned() }),
+    };
+    match version.parse::<u32>() {
+        Ok(found) if found <= SCHEMA_VERSION => Ok(()),
+        _ => Err(LedgerError::Newer { path: path.to_owned(), found: version }),
+    }
+}
+
+pub(super) fn is_damage(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
+}
+
+/// Renames the file, and the two that SQLite keeps beside it, so that it can be looked into later.
+pub(super) fn set_aside(path: &Path, now: Timestamp, why: &rusqlite::Error) -> Result<(), LedgerError> {
+    let aside = with_suffix(path, &format!(".damaged-{}", now.as_millis()));
+    for suffix in ["", "-wal", "-shm"] {
+        let from = with_suffix(path, suffix);
+        if from.exists() {
+            fs::rename(&from, with_suffix(&aside, suffix))
+                .map_err(|source| LedgerError::Io { path: from, source })?;
+        }
+    }
+    error!(
+        "the ledger `{}` is damaged ({why}): kept as `{}`, and a new one begins. \
+         `sqlite3 {} .recover` may read what is left",
+        path.display(),
+        aside.display(),
+        aside.display(),
+    );
+    Ok(())
+}
+
+pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
+fn create(connection: &mut Connection, ledger_id: Uuid) -> rusqlite::Result<()> {
+    let transaction = connection.transaction()?;
+    transaction.execute_batch(include_str!("schema.sql"))?;
+    transaction.execute_batch(&readable_view())?;
+    let mut meta = transaction.prepare("INSERT INTO meta (key, value) VALUES (?, ?)")?;
+    meta.execute(["schema_version", &SCHEMA_VERSION.to_string()])?;
+    meta.execute(["ledger_id", &ledger_id.to_string()])?;
+    drop(meta);
+    transaction.commit()
+}
+
+/// `calls_readable`: names in place, times in ISO 8601, amounts as decimals of dollars.
+fn readable_view() -> String {
+    let labels = LABELS.map(|label| format!("labels.\"{label}\"")).join(", ");
+    let numbers = CALL_NUMBERS.map(readable_column).join(", ");
+    format!(
+        "CREATE VIEW calls_readable AS SELECT lower(hex(calls.id)) AS id, {labels},
+         coalesce(tags, '') AS tags, {numbers} FROM calls JOIN labels ON labels.id = calls.label;"
+    )
+}
+
+fn readable_column(column: &str) -> String {
+    match column {
+        "opened_at" | "closed_at" | "first_token_at" => format!(
+            "strftime('%Y-%m-%dT%H:%M:%S', {column} / 1000, 'unixepoch') || printf('.%03dZ', {column} % 1000)
+             AS {column}"
+        ),
+        // Integer arithmetic and text, because a REAL would not be exact.
+        "cost" | "api_cost" | "self_hosted_cost" | "attempts_cost" => format!(
+            "CASE WHEN {column} IS NOT NULL THEN printf('%s%d.%09d', iif({column} < 0, '-', ''),
+             abs({column} / 1000000000), abs({column} % 1000000000)) END AS {column}_usd"
+        ),
+        "work" => "work / 1000000.0 AS work_replica_seconds".to_owned(),
+        "outcome" => named("outcome", &Outcome::ALL.map(Outcome::as_str)),
+        "usage_source" => named("usage_source", &UsageSource::ALL.map(UsageSource::as_str)),
+        other => other.to_owned(),
+    }
+}
+
+fn named(column: &str, names: &[&str]) -> String {
+    let case = |(index, name): (usize, &&str)| format!("WHEN {index} THEN '{name}'");
+    let cases: Vec<_> = names.iter().enumerate().map(case).collect();
+    format!("CASE {column} {} END AS {column}", cases.join(" "))
+}

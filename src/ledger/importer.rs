@@ -1,0 +1,274 @@
+//! Moves rows from the journal into the tables, exactly once.
+//!
+//! Segments are read in order. Each transaction holds the rows of one piece of a segment and the place where it
+//! ends; a segment is deleted after a commit that a power cut cannot undo has moved the cursor past it.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tracing::warn;
+use uuid::Uuid;
+
+use super::LedgerError;
+use super::database::{Cursor, Database, is_damage, with_suffix};
+use super::journal::{self, Journal, Segment, SegmentFile};
+use super::line::{self, Record};
+use crate::economics::Timestamp;
+
+/// Bytes that one transaction takes from the journal: about a thousand rows.
+const PIECE_BYTES: usize = 256 * 1024;
+
+/// What the importer has done since the ledger was opened.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    /// Rows committed to the tables, those of earlier processes included.
+    pub(super) committed: AtomicU64,
+    /// Of these, rows that an earlier process left in the journal.
+    pub(super) recovered: AtomicU64,
+    /// Value of `committed` when it was last looked at.
+    pub(super) noted: AtomicU64,
+    /// Places in the journal where something stands that is not a whole row.
+    pub(super) torn: AtomicU64,
+}
+
+#[derive(Debug)]
+enum Source {
+    /// Nobody appends to it any more.
+    Sealed(Arc<SegmentFile>),
+    /// Appenders may hold it yet.
+    Retired(Arc<Segment>),
+    Current(Arc<SegmentFile>),
+}
+
+impl Source {
+    fn file(&self) -> &Arc<SegmentFile> {
+        match self {
+            Self::Sealed(file) | Self::Current(file) => file,
+            Self::Retired(segment) => &segment.0,
+        }
+    }
+
+    /// Whether all that will ever be in it is in it.
+    fn is_sealed(&mut self) -> bool {
+        match self {
+            Self::Sealed(_) => true,
+            Self::Retired(segment) => Arc::get_mut(segment).is_some(),
+            Self::Current(_) => false,
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Importer {
+    database: Database,
+    ledger_id: Uuid,
+    header: String,
+    queue: VecDeque<Source>,
+    /// Place in the first source of the queue.
+    offset: u64,
+    piece: Vec<u8>,
+    counters: Arc<Counters>,
+}
+
+/// A ledger whose journal is locked, and empty because all of it has been imported.
+#[derive(Debug)]
+pub(super) struct Recovered {
+    pub(super) importer: Importer,
+    pub(super) directory: PathBuf,
+    pub(super) lock: File,
+    pub(super) header: String,
+    pub(super) next_segment: u64,
+}
+
+pub(super) fn directory(ledger: &Path) -> PathBuf {
+    with_suffix(ledger, ".journal")
+}
+
+/// Locks the ledger, opens its tables and imports what earlier processes left in the journal.
+pub(super) fn recover(
+    ledger: &Path,
+    now: Timestamp,
+    counters: Arc<Counters>,
+) -> Result<Recovered, LedgerError> {
+    let directory = directory(ledger);
+    let lock = journal::lock(&directory, ledger)?;
+    let segments = journal::segments(&directory)
+        .map_err(|source| LedgerError::Io { path: directory.clone(), source })?;
+    let last_segment = segments.last().map_or(0, |segment| segment.number);
+    // A new file takes on the journal that is there: it is what a lost or damaged one left.
+    let id = segments.iter().find_map(ledger_id_of).unwrap_or_else(Uuid::now_v7);
+    let database = Database::open(ledger, now, id)?;
+    let (ledger_id, cursor) = (database.ledger_id()?, database.cursor()?);
+    let header = header(ledger_id);
+    let mut importer = Importer {
+        database,
+        ledger_id,
+        header: header.clone(),
+        queue: VecDeque::new(),
+        offset: 0,
+        piece: vec![0; PIECE_BYTES],
+        counters,
+    };
+    importer.take_up(segments, cursor);
+    importer.pass()?;
+    let counters = &importer.counters;
+    counters.recovered.store(counters.committed.load(Ordering::Relaxed), Ordering::Relaxed);
+    let next_segment = cursor.segment.max(last_segment) + 1;
+    Ok(Recovered { importer, directory, lock, header, next_segment })
+}
+
+fn header(ledger_id: Uuid) -> String {
+    format!("breakeven journal 1 {ledger_id}\n")
+}
+
+fn ledger_id_of(segment: &SegmentFile) -> Option<Uuid> {
+    let mut first = vec![0; header(Uuid::nil()).len()];
+    let count = segment.read_at(&mut first, 0).ok()?;
+    let line = std::str::from_utf8(&first[..count]).ok()?.strip_suffix('\n')?;
+    Uuid::parse_str(line.strip_prefix("breakeven journal 1 ")?).ok()
+}
+
+impl Importer {
+    fn take_up(&mut self, segments: Vec<SegmentFile>, cursor: Cursor) {
+        for segment in segments {
+            if !segment.belongs_to(&self.header) {
+                journal::disown(&segment);
+            } else if segment.number < cursor.segment {
+                journal::remove_file(&segment);
+            } else {
+                self.queue.push_back(Source::Sealed(Arc::new(segment)));
+            }
+        }
+        let is_first = self.queue.front().is_some_and(|source| source.file().number == cursor.segment);
+        self.offset = if is_first { cursor.offset } else { 0 };
+    }
+
+    /// Follows the segment that a journal has begun to append to.
+    pub(super) fn follow(&mut self, journal: &Journal) {
+        self.queue.push_back(Source::Current(journal.current()));
+    }
+
+    /// Begins a new current segment when the present one is long enough.
+    pub(super) fn rotate(&mut self, journal: &Journal, segment_bytes: u64) -> std::io::Result<()> {
+        if journal.current().written() < segment_bytes {
+            return Ok(());
+        }
+        let retired = journal.rotate()?;
+        self.queue.pop_back();
+        self.queue.push_back(Source::Retired(retired));
+        self.follow(journal);
+        Ok(())
+    }
+
+    /// Segments that are not wholly imported, or not deleted yet.
+    pub(super) fn segments(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Whether something was appended that has not been imported.
+    pub(super) fn is_behind(&self) -> bool {
+        self.queue.len() > 1 || self.queue.front().is_some_and(|source| self.offset < source.file().written())
+    }
+
+    /// Imports every row that is complete by now.
+    pub(super) fn pass(&mut self) -> Result<(), LedgerError> {
+        while let Some(source) = self.queue.front_mut() {
+            // Asked first: what is sealed now is complete when it has been read below.
+            let sealed = source.is_sealed();
+            let end = if sealed { source.file().length() } else { source.file().written() };
+            while self.import_piece(end)? {}
+            if !sealed {
+                break;
+            }
+            self.finish_first(end)?;
+        }
+        Ok(())
+    }
+
+    /// Ends the current segment as well. Nobody may append any more.
+    pub(super) fn close(&mut self) -> Result<(), LedgerError> {
+        self.pass()?;
+        if let Some(source) = self.queue.back_mut() {
+            *source = Source::Sealed(Arc::clone(source.file()));
+        }
+        self.pass()
+    }
+
+    /// Sets a damaged file aside and begins a new one, with all that the journal still has.
+    pub(super) fn replace_if_damaged(&mut self, error: &LedgerError, now: Timestamp) {
+        let LedgerError::Sqlite { path, source } = error else { return };
+        if !is_damage(source) {
+            return;
+        }
+        match self.database.replace(path, now, source, self.ledger_id) {
+            Ok(()) => self.offset = 0,
+            Err(error) => warn!(%error, "cannot set the damaged ledger aside; trying again"),
+        }
+    }
+
+    /// One transaction's worth before `end`; false when no whole row is left there.
+    fn import_piece(&mut self, end: u64) -> Result<bool, LedgerError> {
+        let Some(source) = self.queue.front() else { return Ok(false) };
+        let file = source.file();
+        self.offset = self.offset.max(self.header.len() as u64);
+        let wanted = usize::try_from(end.saturating_sub(self.offset)).unwrap_or(PIECE_BYTES).min(PIECE_BYTES);
+        let count = file
+            .read_at(&mut self.piece[..wanted], self.offset)
+            .map_err(|source| LedgerError::Io { path: file.path().to_owned(), source })?;
+        let read = &self.piece[..count];
+        let whole = match memchr::memrchr(b'\n', read) {
+            Some(at) => &read[..=at],
+            // No row is that long: blocks that a power cut left without their contents.
+            None if count == PIECE_BYTES => read,
+            None => return Ok(false),
+        };
+        let mut torn = 0;
+        let records = lines(whole).filter_map(|line| record(line, &mut torn));
+        let cursor = Cursor { segment: file.number, offset: self.offset + whole.len() as u64 };
+        let rows = self.database.insert(records, cursor, false)?;
+        self.offset = cursor.offset;
+        self.counters.committed.fetch_add(rows, Ordering::Relaxed);
+        self.count_torn(torn);
+        Ok(true)
+    }
+
+    fn finish_first(&mut self, end: u64) -> Result<(), LedgerError> {
+        let Some(source) = self.queue.front() else { return Ok(()) };
+        let file = Arc::clone(source.file());
+        let cursor = Cursor { segment: file.number + 1, offset: 0 };
+        self.database.insert(std::iter::empty(), cursor, true)?;
+        self.count_torn(u64::from(self.offset < end));
+        self.queue.pop_front();
+        self.offset = 0;
+        file.forget();
+        journal::remove_file(&file);
+        Ok(())
+    }
+
+    fn count_torn(&self, torn: u64) {
+        if torn > 0 {
+            warn!("skipped {torn} torn rows of the journal: a write was cut there");
+            self.counters.torn.fetch_add(torn, Ordering::Relaxed);
+        }
+    }
+}
+
+fn record<'a>(line: &'a [u8], torn: &mut u64) -> Option<Record<'a>> {
+    let parsed = line::parse(line);
+    *torn += u64::from(parsed.torn);
+    parsed.record
+}
+
+/// The lines of a piece that ends with a line feed, or is one line without.
+fn lines(piece: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut start = 0;
+    let tail = !piece.ends_with(b"\n");
+    memchr::memchr_iter(b'\n', piece).chain(tail.then_some(piece.len())).map(move |end| {
+        let line = &piece[start..end];
+        start = end + 1;
+        line
+    })
+}

@@ -1,0 +1,347 @@
+//! The journal: segment files that every worker appends to, and that the importer empties.
+//!
+//! An append is one `write` on a file opened with `O_APPEND`: no lock of ours, and the row is in the kernel's
+//! hands when it returns, so a killed process loses nothing. Only the importer changes which segment is the
+//! current one; a segment it has retired is **sealed** once the last appender that still held it is gone, which
+//! the reference count of its `Arc` says (`ArcSwap` pays out all borrowed references on a swap).
+//!
+//! A write that fails puts its line on a bounded backlog in memory, to be retried, and makes the journal
+//! unavailable until the backlog is empty again.
+
+use std::collections::VecDeque;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use arc_swap::ArcSwap;
+use tracing::{error, info, warn};
+
+use super::LedgerError;
+
+/// Rows that wait in memory while the journal cannot be written; more are counted as unrecorded.
+pub(super) const BACKLOG_ROWS: usize = 65_536;
+
+/// Segments that may wait for import (8 MiB each, so 4 GiB): beyond it the journal takes no more.
+pub(super) const MAX_SEGMENTS: usize = 512;
+
+/// One segment, shared by those who append, sync and import.
+#[derive(Debug)]
+pub(super) struct SegmentFile {
+    pub(super) number: u64,
+    path: PathBuf,
+    file: File,
+    /// Bytes whose write has returned. It trails the file's length by the writes under way.
+    written: AtomicU64,
+    synced: AtomicU64,
+}
+
+impl SegmentFile {
+    fn create(directory: &Path, number: u64, header: &str) -> io::Result<Self> {
+        let path = directory.join(format!("{number:08}.log"));
+        let file = OpenOptions::new().read(true).append(true).create_new(true).open(&path)?;
+        let segment = Self { number, path, file, written: AtomicU64::new(0), synced: AtomicU64::new(0) };
+        // Left behind half made, it would stand in the way of the next try.
+        let made = segment.write(header.as_bytes()).and_then(|()| File::open(directory)?.sync_all());
+        made.inspect_err(|_| remove_file(&segment)).map(|()| segment)
+    }
+
+    /// A segment that an earlier process left.
+    pub(super) fn reopen(path: PathBuf, number: u64) -> io::Result<Self> {
+        let file = File::open(&path)?;
+        let length = file.metadata()?.len();
+        Ok(Self { number, path, file, written: AtomicU64::new(length), synced: AtomicU64::new(length) })
+    }
+
+    fn write(&self, line: &[u8]) -> io::Result<()> {
+        let count = loop {
+            match (&self.file).write(line) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => break result?,
+            }
+        };
+        self.written.fetch_add(count as u64, Ordering::Release);
+        if count == line.len() { Ok(()) } else { Err(io::ErrorKind::StorageFull.into()) }
+    }
+
+    pub(super) fn written(&self) -> u64 {
+        self.written.load(Ordering::Acquire)
+    }
+
+    /// Bytes in the file, counted or not.
+    pub(super) fn length(&self) -> u64 {
+        self.file.metadata().map_or(self.written(), |metadata| metadata.len())
+    }
+
+    pub(super) fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let mut filled = 0;
+        while filled < buffer.len() {
+            match self.file.read_at(&mut buffer[filled..], offset + filled as u64) {
+                Ok(0) => break,
+                Ok(count) => filled += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(filled)
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Notes that its rows are safe elsewhere, so that it need not be synced.
+    pub(super) fn forget(&self) {
+        self.synced.fetch_max(u64::MAX, Ordering::Release);
+    }
+
+    fn is_forgotten(&self) -> bool {
+        self.synced.load(Ordering::Acquire) == u64::MAX
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        let written = self.written();
+        if self.synced.load(Ordering::Acquire) < written {
+            self.file.sync_data()?;
+            self.synced.fetch_max(written, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// The first line: which ledger the segment belongs to.
+    pub(super) fn belongs_to(&self, header: &str) -> bool {
+        let mut first = vec![0; header.len()];
+        let count = self.read_at(&mut first, 0).unwrap_or(0);
+        // A header that was cut by a power failure has no rows after it.
+        header.as_bytes().starts_with(&first[..count])
+    }
+}
+
+/// Held by appenders for the length of a write; see the module's documentation.
+#[derive(Debug)]
+pub(super) struct Segment(pub(super) Arc<SegmentFile>);
+
+#[derive(Debug)]
+pub(super) struct Journal {
+    directory: PathBuf,
+    header: String,
+    current: ArcSwap<Segment>,
+    /// Segments that may hold unsynced bytes.
+    unsynced: Mutex<Vec<Arc<SegmentFile>>>,
+    appended: AtomicU64,
+    unrecorded: AtomicU64,
+    available: AtomicBool,
+    stalled: AtomicBool,
+    trouble: Mutex<Trouble>,
+    /// Keeps other processes out as long as it is open.
+    _lock: File,
+}
+
+#[derive(Debug, Default)]
+struct Trouble {
+    backlog: VecDeque<Box<[u8]>>,
+    write: Option<String>,
+    stall: Option<String>,
+}
+
+impl Trouble {
+    fn is_over(&self) -> bool {
+        self.write.is_none() && self.stall.is_none()
+    }
+}
+
+/// Takes the lock of a journal's directory, which is made if it is not there.
+pub(super) fn lock(directory: &Path, ledger: &Path) -> Result<File, LedgerError> {
+    let io = |source| LedgerError::Io { path: directory.to_owned(), source };
+    fs::create_dir_all(directory).map_err(io)?;
+    let lock = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(directory.join("lock"))
+        .map_err(|source| LedgerError::Io { path: directory.join("lock"), source })?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(fs::TryLockError::WouldBlock) => Err(LedgerError::InUse { path: ledger.to_owned() }),
+        Err(fs::TryLockError::Error(source)) => Err(io(source)),
+    }
+}
+
+/// The segments in a directory, oldest first.
+pub(super) fn segments(directory: &Path) -> io::Result<Vec<SegmentFile>> {
+    let mut found = Vec::new();
+    for file in fs::read_dir(directory)? {
+        let path = file?.path();
+        let is_segment = path.extension().is_some_and(|extension| extension == "log");
+        let number = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse().ok());
+        if let (true, Some(number)) = (is_segment, number) {
+            found.push(SegmentFile::reopen(path, number)?);
+        }
+    }
+    found.sort_by_key(|segment| segment.number);
+    Ok(found)
+}
+
+impl Journal {
+    /// Opens a fresh segment `number` to append to.
+    pub(super) fn start(
+        directory: PathBuf,
+        lock: File,
+        header: String,
+        number: u64,
+    ) -> Result<Self, LedgerError> {
+        let segment = SegmentFile::create(&directory, number, &header)
+            .map_err(|source| LedgerError::Io { path: directory.clone(), source })?;
+        let segment = Arc::new(segment);
+        Ok(Self {
+            directory,
+            header,
+            unsynced: Mutex::new(vec![Arc::clone(&segment)]),
+            current: ArcSwap::from_pointee(Segment(segment)),
+            appended: AtomicU64::new(0),
+            unrecorded: AtomicU64::new(0),
+            available: AtomicBool::new(true),
+            stalled: AtomicBool::new(false),
+            trouble: Mutex::default(),
+            _lock: lock,
+        })
+    }
+
+    /// Appends one line and returns how many were appended so far, or nothing when it could not be written now.
+    pub(super) fn append(&self, line: &[u8]) -> Option<u64> {
+        if self.stalled.load(Ordering::Relaxed) {
+            self.set_back(line, None);
+            return None;
+        }
+        match self.write(line) {
+            Ok(count) => Some(count),
+            Err(error) => {
+                self.set_back(line, Some(&error));
+                None
+            }
+        }
+    }
+
+    fn write(&self, line: &[u8]) -> io::Result<u64> {
+        self.current.load().0.write(line)?;
+        Ok(self.appended.fetch_add(1, Ordering::AcqRel) + 1)
+    }
+
+    fn trouble(&self) -> MutexGuard<'_, Trouble> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_back(&self, line: &[u8], failure: Option<&io::Error>) {
+        let mut trouble = self.trouble();
+        if let Some(failure) = failure.filter(|_| trouble.write.is_none()) {
+            let directory = self.directory.display();
+            error!(%failure, "cannot write the journal `{directory}`: free or repair its disk, rows wait in memory");
+            trouble.write = Some(format!("cannot write the journal `{directory}`: {failure}"));
+        }
+        self.available.store(false, Ordering::SeqCst);
+        if trouble.backlog.len() < BACKLOG_ROWS {
+            trouble.backlog.push_back(line.into());
+        } else if self.unrecorded.fetch_add(1, Ordering::Relaxed) == 0 {
+            error!("{BACKLOG_ROWS} rows wait for the journal: further ones are lost, and counted");
+        }
+    }
+
+    /// Writes what waits in memory, as far as it goes.
+    pub(super) fn retry(&self) {
+        if self.is_available() || self.stalled.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut trouble = self.trouble();
+        while let Some(line) = trouble.backlog.front() {
+            if self.write(line).is_err() {
+                return;
+            }
+            trouble.backlog.pop_front();
+        }
+        if trouble.write.take().is_some() {
+            info!("the journal can be written again, and nothing waits in memory");
+        }
+        self.available.store(trouble.is_over(), Ordering::SeqCst);
+    }
+
+    /// Makes everything appended so far survive a power cut, and returns how much that was.
+    pub(super) fn sync(&self) -> io::Result<u64> {
+        let appended = self.appended.load(Ordering::Acquire);
+        let segments = {
+            let mut segments = self.unsynced.lock().unwrap_or_else(PoisonError::into_inner);
+            segments.retain(|segment| !segment.is_forgotten());
+            segments.clone()
+        };
+        segments.iter().try_for_each(|segment| segment.sync())?;
+        Ok(appended)
+    }
+
+    /// Makes a new segment the current one and returns the one before, which appenders may hold yet.
+    pub(super) fn rotate(&self) -> io::Result<Arc<Segment>> {
+        let number = self.current.load().0.number + 1;
+        fs::create_dir_all(&self.directory)?;
+        let next = Arc::new(SegmentFile::create(&self.directory, number, &self.header)?);
+        self.unsynced.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&next));
+        Ok(self.current.swap(Arc::new(Segment(next))))
+    }
+
+    pub(super) fn current(&self) -> Arc<SegmentFile> {
+        Arc::clone(&self.current.load().0)
+    }
+
+    /// Says whether so much waits for import that nothing more may be appended.
+    pub(super) fn set_stalled(&self, reason: Option<String>) {
+        let stalled = reason.is_some();
+        if self.stalled.load(Ordering::Relaxed) == stalled {
+            return;
+        }
+        if let Some(reason) = &reason {
+            error!("the journal takes no more rows: {reason}");
+        }
+        let mut trouble = self.trouble();
+        trouble.stall = reason;
+        self.stalled.store(stalled, Ordering::SeqCst);
+        self.available.store(trouble.is_over() && trouble.backlog.is_empty(), Ordering::SeqCst);
+    }
+
+    pub(super) fn is_available(&self) -> bool {
+        self.available.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn unavailable_reason(&self) -> Option<String> {
+        let trouble = self.trouble();
+        trouble.write.clone().or_else(|| trouble.stall.clone())
+    }
+
+    pub(super) fn appended(&self) -> u64 {
+        self.appended.load(Ordering::Acquire)
+    }
+
+    pub(super) fn unrecorded(&self) -> u64 {
+        self.unrecorded.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn backlog(&self) -> u64 {
+        self.trouble().backlog.len() as u64
+    }
+}
+
+pub(super) fn remove_file(segment: &SegmentFile) {
+    if let Err(error) = fs::remove_file(&segment.path) {
+        warn!(%error, "cannot delete the imported journal segment `{}`", segment.path.display());
+    }
+}
+
+/// Puts a segment of another ledger out of the way without touching what is in it.
+pub(super) fn disown(segment: &SegmentFile) {
+    let to = segment.path.with_extension("log.foreign");
+    warn!(
+        "the journal segment `{}` belongs to another ledger: kept as `{}`, not imported",
+        segment.path.display(),
+        to.display()
+    );
+    if let Err(error) = fs::rename(&segment.path, &to) {
+        warn!(%error, "cannot rename `{}`", segment.path.display());
+    }
+}

@@ -1,0 +1,615 @@
+//! The configuration as an owner meets it: what loads, what does not, and what is said then.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use breakeven::config::dialect::Server;
+use breakeven::config::reload::Watcher;
+use breakeven::config::{
+    self, AuthMode, BackendKind, Config, Control, ParameterRule, Problems, QuickStart, RoutePolicy,
+};
+use breakeven::economics::{Billing, NanoUsd};
+
+const SECRET: &str = "sk-canary-5f0c";
+
+/// The example of the public interface, to the letter, without the part that this build has not.
+const EXAMPLE: &str = include_str!("config/example.toml");
+const SHARED: &str = "\n[shared]\nredis = { env = \"REDIS_URL\" }\n";
+
+/// The least that is a configuration with two backends and a route.
+const SMALL: &str = r#"
+[backends.openai]
+kind = "api"
+base_url = "https://api.openai.com/v1"
+[backends.gpu]
+kind = "self_hosted"
+base_url = "http://127.0.0.1:8000/v1"
+hourly_usd = 2.50
+capacity = { input_tokens_per_second = 15000, output_tokens_per_second = 10000, max_in_flight = 64 }
+[routes.chat]
+models = ["gpt-4o-mini"]
+offers = [{ backend = "openai" }, { backend = "gpu", model = "llama" }]
+"#;
+
+fn env(name: &str) -> Option<String> {
+    (name == "OPENAI_API_KEY").then(|| SECRET.to_owned())
+}
+
+fn parse(text: &str) -> Result<Config, Problems> {
+    config::parse(text, "breakeven.toml", &env)
+}
+
+fn good(text: &str) -> Config {
+    parse(text).unwrap_or_else(|problems| panic!("{problems}"))
+}
+
+/// What is said of a text that must not load.
+fn problems(text: &str) -> String {
+    parse(text).expect_err("it must not load").to_string()
+}
+
+/// `SMALL` with one piece replaced.
+fn small_with(old: &str, new: &str) -> String {
+    assert!(SMALL.contains(old), "{old}");
+    SMALL.replacen(old, new, 1)
+}
+
+#[track_caller]
+fn says(text: &str, expected: &[&str]) {
+    let said = problems(text);
+    for part in expected {
+        assert!(said.contains(part), "`{part}` is not in:\n{said}");
+    }
+}
+
+#[track_caller]
+fn says_only(text: &str, expected: &str) {
+    assert_eq!(problems(text), expected);
+}
+
+#[test]
+fn the_example_of_the_interface_loads() {
+    let config = good(EXAMPLE);
+    let gpu = &config.backends[1];
+    let pool = gpu.pool().unwrap();
+    assert_eq!(pool.hourly, "2.99".parse::<NanoUsd>().unwrap());
+    assert_eq!((pool.billing, pool.max_replicas), (Billing::WhileRunning, 4));
+    assert_eq!((pool.startup, pool.minimum), (Duration::from_mins(5), Duration::from_mins(1)));
+    let BackendKind::SelfHosted(own) = &gpu.kind else { panic!("it is self-hosted") };
+    let words = |last: &str| vec!["./gpu".to_owned(), last.to_owned()];
+    assert_eq!(own.control, Control::Command { start: words("up"), stop: words("down") });
+    assert_eq!(config.backends[0].api_key.as_ref().unwrap().expose(), SECRET);
+    assert_eq!(config.routes[0].policy, RoutePolicy::Cheapest);
+    assert_eq!(config.routes[0].offers[1].model.as_deref(), Some("meta-llama/Llama-3.1-8B-Instruct"));
+    assert_eq!((config.policy.window, config.policy.margin), (Duration::from_mins(10), 0.10));
+    assert_eq!((config.auth.mode, config.server.listen.port()), (AuthMode::PassThrough, 4000));
+}
+
+#[test]
+fn what_this_build_has_not_is_an_error_and_not_ignored() {
+    says_only(
+        &format!("{EXAMPLE}{SHARED}"),
+        &format!(
+            "breakeven.toml:{}: shared: is not supported by this build; remove it",
+            EXAMPLE.lines().count() + 2
+        ),
+    );
+    let postgres = "[ledger]\npostgres = { url = { env = \"DATABASE_URL\" } }\n";
+    says(
+        &format!("{postgres}{SMALL}"),
+        &["breakeven.toml:2: ledger.postgres: is not supported by this build"],
+    );
+    let kubernetes = small_with("hourly_usd", "control = { kind = \"kubernetes\" }\nhourly_usd");
+    says(&kubernetes, &["backends.gpu.control: \"kubernetes\" is not supported by this build"]);
+}
+
+#[test]
+fn the_commented_example_loads_and_states_the_defaults() {
+    let text = include_str!("../../config/breakeven.toml");
+    let (commented, bare) = (good(text), good(SMALL));
+    assert_eq!(commented.server, bare.server);
+    assert_eq!(commented.limits, bare.limits);
+    assert_eq!(commented.auth, bare.auth);
+    assert_eq!(commented.ledger, bare.ledger);
+    assert_eq!(commented.policy, bare.policy);
+    assert_eq!(commented.retry, bare.retry);
+    assert_eq!(commented.metrics, bare.metrics);
+    assert_eq!(commented.log, bare.log);
+    assert_eq!(commented.unknown_price, bare.unknown_price);
+    for (commented, bare) in commented.backends.iter().zip(&bare.backends) {
+        assert_eq!(commented.timeouts, bare.timeouts, "{}", bare.name);
+        assert_eq!(commented.health, bare.health, "{}", bare.name);
+        assert_eq!(commented.circuit, bare.circuit, "{}", bare.name);
+        assert_eq!(commented.dialect, bare.dialect, "{}", bare.name);
+        assert_eq!(commented.metrics_urls(), bare.metrics_urls(), "{}", bare.name);
+    }
+    let (commented_pool, bare_pool) =
+        (commented.backends[1].pool().unwrap(), bare.backends[1].pool().unwrap());
+    assert_eq!(commented_pool.billing, bare_pool.billing);
+    assert_eq!(commented_pool.request_fee, bare_pool.request_fee);
+    assert_eq!(commented_pool.startup, bare_pool.startup);
+    assert_eq!(commented_pool.minimum, bare_pool.minimum);
+    assert_eq!(commented_pool.max_replicas, bare_pool.max_replicas);
+    assert_eq!(commented.routes[0].policy, bare.routes[0].policy);
+    assert_eq!(commented.routes[0].offers[1].features, bare.routes[0].offers[1].features);
+}
+
+#[test]
+fn the_lines_that_are_commented_out_load_as_well() {
+    let text = include_str!("../../config/breakeven.toml");
+    // A line that begins with `# key =` or `# [table]` is a setting; one that sets a key again replaces it.
+    let settings = text.lines().filter(|line| {
+        let rest = line.strip_prefix("# ").unwrap_or_default();
+        rest.starts_with('[') || rest.split_once(" = ").is_some_and(|(key, _)| !key.contains(' '))
+    });
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["cert.pem", "key.pem"] {
+        fs::write(folder.path().join(file), "-----BEGIN ..").unwrap();
+    }
+    let env = |name: &str| Some(format!("value-of-{name}"));
+    for setting in settings.filter(|line| !line.contains("[prices.models") && !is_price_line(line)) {
+        let uncommented = text.replacen(setting, &setting[2..], 1);
+        let key = setting[2..].split(" = ").next().unwrap();
+        let without_the_other = drop_other_line(&uncommented, &setting[2..], key);
+        let in_folder = without_the_other.replace("\"cert.pem\"", &quoted(&folder.path().join("cert.pem")));
+        let in_folder = in_folder.replace("\"key.pem\"", &quoted(&folder.path().join("key.pem")));
+        if key == "file" {
+            continue;
+        }
+        config::parse(&in_folder, "uncommented", &env)
+            .unwrap_or_else(|problems| panic!("{setting}\n{problems}"));
+    }
+    let all_prices: String = text
+        .lines()
+        .map(|line| if is_price_line(line) || line.starts_with("# [prices") { &line[2..] } else { line })
+        .flat_map(|line| [line, "\n"])
+        .collect();
+    assert_eq!(
+        good(&all_prices).prices.cards["ft:gpt-4o-mini:acme"].standard.input.as_pico_per_token(),
+        300_000
+    );
+}
+
+fn quoted(path: &Path) -> String {
+    format!("{:?}", path.display().to_string())
+}
+
+/// Lines between `# [prices.models` and the next blank line.
+fn is_price_line(line: &str) -> bool {
+    let text = include_str!("../../config/breakeven.toml");
+    let block = text.split("# [prices.models").nth(1).unwrap().split("\n\n").next().unwrap();
+    block.lines().skip(1).any(|of_block| of_block == line)
+}
+
+/// The text without the other line of the same section that sets `key`.
+fn drop_other_line(text: &str, kept: &str, key: &str) -> String {
+    let at = text.find(kept).unwrap();
+    let from = text[..at].rfind("\n[").map_or(0, |start| start + 1);
+    let to = text[at..].find("\n[").map_or(text.len(), |end| at + end);
+    let section: Vec<&str> = text[from..to]
+        .lines()
+        .filter(|line| *line == kept || !line.starts_with(&format!("{key} = ")))
+        .collect();
+    format!("{}{}{}", &text[..from], section.join("\n"), &text[to..])
+}
+
+#[test]
+fn every_key_of_the_schema_is_in_the_commented_example() {
+    let text = include_str!("../../config/breakeven.toml");
+    let words: BTreeSet<&str> =
+        text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == '-')).collect();
+    let mut keys = BTreeSet::new();
+    collect_keys(&config::schema(), &mut keys);
+    assert!(keys.len() > 90, "the schema has few keys: {keys:?}");
+    let missing: Vec<&String> = keys.iter().filter(|key| !words.contains(key.as_str())).collect();
+    assert!(missing.is_empty(), "not in config/breakeven.toml: {missing:?}");
+}
+
+fn collect_keys(schema: &serde_json::Value, keys: &mut BTreeSet<String>) {
+    match schema {
+        serde_json::Value::Object(object) => {
+            if let Some(serde_json::Value::Object(properties)) = object.get("properties") {
+                keys.extend(properties.keys().cloned());
+            }
+            object.values().for_each(|value| collect_keys(value, keys));
+        }
+        serde_json::Value::Array(values) => values.iter().for_each(|value| collect_keys(value, keys)),
+        _ => {}
+    }
+}
+
+#[test]
+fn the_schema_describes_every_key_and_has_no_null() {
+    let schema = config::schema();
+    assert!(!schema.to_string().contains("null"), "TOML has no null");
+    assert!(!schema.to_string().contains("postgres"), "what is not in this build is not promised");
+    let tables = schema["$defs"].as_object().unwrap();
+    for (table, definition) in tables {
+        for (key, property) in definition["properties"].as_object().unwrap() {
+            assert!(property["description"].is_string(), "{table}.{key} has no description");
+        }
+        assert_eq!(definition["additionalProperties"], false, "{table}");
+    }
+    let table = serde_json::to_string_pretty(&schema["$defs"]["RawThreshold"]).unwrap();
+    insta::assert_snapshot!("schema_of_one_table", table);
+}
+
+#[test]
+fn every_problem_is_reported_at_once() {
+    insta::assert_snapshot!("problems_of_a_bad_config", problems(include_str!("config/bad.toml")));
+}
+
+#[test]
+fn a_secret_in_plain_text_is_an_error_that_does_not_echo_it() {
+    for text in [
+        small_with("kind = \"api\"", &format!("kind = \"api\"\napi_key = \"{SECRET}\"")),
+        small_with("kind = \"api\"", &format!("kind = \"api\"\nheaders = {{ X-Api-Key = \"{SECRET}\" }}")),
+        small_with("kind = \"api\"", &format!("kind = \"api\"\nkind2 = \"{SECRET}\"")),
+        small_with("kind = \"api\"", &format!("kind = \"{SECRET}\"")),
+        small_with("kind = \"api\"", &format!("kind = \"api\"\napi_key = {{ env = [\"{SECRET}\"] }}")),
+        small_with("kind = \"api\"", &format!("kind = \"api\"\napi_key = {SECRET}")),
+        small_with("kind = \"api\"", &format!("kind = \"api\"\napi_key = \"{SECRET}")),
+        small_with("https://api", &format!("https://user:{SECRET}@api")),
+        format!("[server]\nadmin_token = \"{SECRET}\"\n{SMALL}"),
+    ] {
+        let said = problems(&text);
+        assert!(!said.contains("canary"), "{said}");
+    }
+    let in_plain = small_with("kind = \"api\"", &format!("kind = \"api\"\napi_key = \"{SECRET}\""));
+    says(&in_plain, &["breakeven.toml:4: backends.openai.api_key: is a secret in plain text", "{ env = "]);
+}
+
+#[test]
+fn a_loaded_secret_is_not_printed() {
+    let printed = format!("{:?}", good(EXAMPLE));
+    assert!(printed.contains("Secret(***)") && !printed.contains("canary"), "{printed}");
+}
+
+#[test]
+fn a_missing_secret_says_which_variable_or_file_it_is() {
+    let reference =
+        |reference: &str| small_with("kind = \"api\"", &format!("kind = \"api\"\napi_key = {reference}"));
+    says_only(
+        &reference("{ env = \"NO_SUCH_KEY\" }"),
+        "breakeven.toml:4: backends.openai.api_key: environment variable `NO_SUCH_KEY` is not set; \
+         export `NO_SUCH_KEY` where breakeven runs",
+    );
+    says(&reference("{ file = \"/no/such/file\" }"), &["cannot read `/no/such/file`"]);
+    says(&reference("{ env = \"A\", file = \"b\" }"), &["does not say where the secret is"]);
+    says(&reference("{}"), &["does not say where the secret is"]);
+}
+
+#[test]
+fn a_secret_in_a_file_is_found_beside_the_config_without_its_line_break() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("key"), "from-a-file\n").unwrap();
+    let text = small_with("kind = \"api\"", "kind = \"api\"\napi_key = { file = \"key\" }");
+    let path = folder.path().join("breakeven.toml");
+    fs::write(&path, text).unwrap();
+    let config = Config::load(&path).unwrap();
+    assert_eq!(config.backends[0].api_key.as_ref().unwrap().expose(), "from-a-file");
+}
+
+#[test]
+fn money_is_exact_as_a_number_and_as_a_string() {
+    for written in ["0.15", "\"0.15\"", "1.5e-1", "0.150"] {
+        let price = format!("{{ backend = \"openai\", price = {{ input = {written}, output = 0.6 }} }}");
+        let config = good(&small_with("{ backend = \"openai\" }", &price));
+        let card = config.routes[0].offers[0].price.clone().unwrap();
+        assert_eq!(card.standard.input.as_pico_per_token(), 150_000, "{written}");
+        assert_eq!(card.standard.cached_input, card.standard.input);
+        let hourly = good(&small_with("2.50", written)).backends[1].hourly();
+        assert_eq!(hourly.as_nanos(), 150_000_000, "{written}");
+    }
+}
+
+#[test]
+fn a_price_in_the_wrong_unit_is_noticed() {
+    let priced = |price: &str| {
+        let offer = format!("{{ backend = \"openai\", price = {{ input = {price}, output = 1 }} }}");
+        small_with("{ backend = \"openai\" }", &offer)
+    };
+    says(&priced("0.00000015"), &["looks like a price per token", "USD per million tokens"]);
+    says(&priced("1e-5"), &["looks like a price per token"]);
+    says(&priced("150000"), &["looks like a price in another unit"]);
+    says(&priced("-1"), &["must not be negative"]);
+    assert_eq!(good(&priced("0")).routes[0].offers[0].price.clone().unwrap().standard.input.times(1), 0);
+}
+
+#[test]
+fn a_threshold_is_a_band_or_one_number() {
+    let band = |threshold: &str| {
+        let rule = format!("policy = \"threshold\"\nthreshold = {threshold}\nmodels");
+        let RoutePolicy::Threshold(threshold) = good(&small_with("models", &rule)).routes[0].policy.clone()
+        else {
+            panic!("it is a threshold")
+        };
+        threshold
+    };
+    let requests = band("{ requests_per_day = 250000 }").requests_per_day.unwrap();
+    assert_eq!((requests.up, requests.down), (250_000.0, 200_000.0));
+    let tokens = band("{ tokens_per_day = { up = 5e8, down = 1 } }").tokens_per_day.unwrap();
+    assert_eq!((tokens.up, tokens.down), (5e8, 1.0));
+    let usd = band("{ usd_per_day = { up = 100 } }").usd_per_day.unwrap();
+    assert_eq!((usd.up, usd.down), (100.0, 80.0));
+}
+
+#[test]
+fn a_threshold_without_numbers_or_upside_down_is_refused() {
+    let route = |lines: &str| small_with("models", &format!("{lines}\nmodels"));
+    says(&route("policy = \"threshold\""), &["routes.chat.policy: there is no `threshold` to go by"]);
+    says(&route("threshold = {}"), &["routes.chat.threshold: has no numbers"]);
+    says(
+        &route("threshold = { requests_per_day = { up = 1, down = 2 } }"),
+        &["routes.chat.threshold.requests_per_day: the band is upside down"],
+    );
+    says(&route("threshold = { usd_per_day = -3 }"), &["must be above zero"]);
+    says(&route("threshold = { usd_per_day = { down = 3 } }"), &["has no `up`"]);
+}
+
+#[test]
+fn a_policy_needs_the_offers_that_it_chooses_between() {
+    let only_api = |policy: &str| {
+        let route = format!(
+            "[backends.openai]\nkind = \"api\"\nbase_url = \"https://api.openai.com/v1\"\n[routes.chat]\n\
+             models = [\"m\"]\npolicy = \"{policy}\"\noffers = [{{ backend = \"openai\" }}]"
+        );
+        parse(&route)
+    };
+    for policy in ["cheapest", "adaptive", "self_hosted", "split", "threshold"] {
+        let said = only_api(policy).unwrap_err().to_string();
+        assert!(said.contains("this policy needs an offer of a `self_hosted` backend"), "{said}");
+    }
+    assert_eq!(only_api("api").unwrap().routes[0].policy, RoutePolicy::Api);
+}
+
+#[test]
+fn a_route_with_one_kind_of_offer_needs_no_policy() {
+    let own = small_with("{ backend = \"openai\" }, ", "");
+    assert_eq!(good(&own).routes[0].policy, RoutePolicy::SelfHosted);
+    assert_eq!(good(SMALL).routes[0].policy, RoutePolicy::Cheapest);
+}
+
+#[test]
+fn the_first_api_of_the_file_is_the_default_and_may_be_on_no_route() {
+    let other = "[backends.zebra]\nkind = \"api\"\nbase_url = \"https://zebra.example/v1\"\n";
+    let config = good(&format!("{other}{SMALL}"));
+    assert_eq!(config.backend(config.default_backend().unwrap()).name, "zebra");
+    says(&format!("{SMALL}{other}"), &["backends.zebra: nobody uses this backend"]);
+}
+
+#[test]
+fn replicas_may_be_listed_and_are_the_default_of_their_number() {
+    let urls = "[\"http://a:8000/v1/\", \"http://b:8000/v1\"]";
+    let config = good(&small_with("\"http://127.0.0.1:8000/v1\"", urls));
+    let gpu = &config.backends[1];
+    assert_eq!(gpu.base_urls, ["http://a:8000/v1", "http://b:8000/v1"]);
+    assert_eq!(gpu.pool().unwrap().max_replicas, 2);
+    assert_eq!(gpu.metrics_urls(), ["http://a:8000/metrics", "http://b:8000/metrics"]);
+    assert_eq!(gpu.health_urls(), ["http://a:8000/health", "http://b:8000/health"]);
+    let fewer = small_with("\"http://127.0.0.1:8000/v1\"", &format!("{urls}\nmax_replicas = 1"));
+    says(&fewer, &["max_replicas: is less than the 2 base URLs"]);
+}
+
+#[test]
+fn a_base_url_is_http_without_user_query_or_fragment() {
+    for (url, fault) in [
+        ("ftp://h/v1", "neither http nor https"),
+        ("h:8000/v1", "is not a URL"),
+        ("8000", "is not a URL"),
+        ("/v1", "is not a URL with a scheme and a host"),
+        ("http://u:p@h/v1", "must not hold a user"),
+        ("http://h/v1?k=v", "must not have a query"),
+        ("http://h/v1#f", "must not have a query or a fragment"),
+        ("", "is not a URL"),
+    ] {
+        says(&small_with("http://127.0.0.1:8000/v1", url), &[fault]);
+    }
+    assert!(good(&small_with("8000/v1", "8000")).warnings[0].to_string().contains("did you mean"));
+}
+
+#[test]
+fn each_server_has_its_dialect_and_the_owner_has_the_last_word() {
+    let server =
+        |lines: &str| good(&small_with("hourly_usd", &format!("{lines}\nhourly_usd"))).backends[1].clone();
+    let ollama = server("server = \"ollama\"");
+    assert_eq!(ollama.health.path.as_deref(), Some("/api/version"));
+    assert_eq!(ollama.metrics_urls(), Vec::<String>::new());
+    assert_eq!(ollama.dialect.parameters["logit_bias"], ParameterRule::Refuse);
+    assert_eq!(
+        ollama.dialect.parameters["max_completion_tokens"],
+        ParameterRule::Rename("max_tokens".to_owned())
+    );
+    let other = server("server = \"other\"");
+    assert_eq!(other.health_urls(), ["http://127.0.0.1:8000/v1/models"]);
+    let own = server(
+        "server = \"tgi\"\nparameters = { logit_bias = \"pass\", user = \"drop\" }\nstream_options = false",
+    );
+    assert_eq!(own.dialect.parameters.get("logit_bias"), None);
+    assert_eq!(own.dialect.parameters["user"], ParameterRule::Drop);
+    assert!(own.dialect.no_stream_options);
+    let BackendKind::SelfHosted(own) = own.kind else { panic!("it is self-hosted") };
+    assert_eq!(own.server, Server::Tgi);
+}
+
+#[test]
+fn nothing_may_be_zero_that_is_divided_by_or_waited_for() {
+    for (old, new, path) in [
+        ("max_in_flight = 64", "max_in_flight = 0", "backends.gpu.capacity.max_in_flight"),
+        ("= 15000", "= 0", "backends.gpu.capacity.input_tokens_per_second"),
+        ("hourly_usd", "max_replicas = 0\nhourly_usd", "backends.gpu.max_replicas"),
+        ("hourly_usd", "timeouts = { connect = \"0s\" }\nhourly_usd", "backends.gpu.timeouts.connect"),
+        ("hourly_usd", "circuit = { failures = 0 }\nhourly_usd", "backends.gpu.circuit.failures"),
+        ("[backends.openai]", "[policy]\nwindow = \"0s\"\n[backends.openai]", "policy.window"),
+        ("[backends.openai]", "[policy]\nslot = \"0s\"\n[backends.openai]", "policy.slot"),
+        ("[backends.openai]", "[retry]\nmax_attempts = 0\n[backends.openai]", "retry.max_attempts"),
+        ("[backends.openai]", "[limits]\nmax_in_flight = 0\n[backends.openai]", "limits.max_in_flight"),
+    ] {
+        says(&small_with(old, new), &[path]);
+    }
+}
+
+#[test]
+fn times_that_cannot_be_meant_are_refused() {
+    says(&small_with("hourly_usd", "startup = \"7h\"\nhourly_usd"), &["startup: is longer than 6 hours"]);
+    says(&small_with("hourly_usd", "minimum = \"32d\"\nhourly_usd"), &["minimum: is longer than"]);
+    says(&small_with("hourly_usd", "startup = 300\nhourly_usd"), &["startup: is not a duration"]);
+    says(
+        &small_with("hourly_usd", "timeouts = { total = \"1s\" }\nhourly_usd"),
+        &["the total time is shorter than the time to the first byte"],
+    );
+}
+
+#[test]
+fn listeners_must_differ_and_an_open_admin_side_needs_a_token() {
+    let server = |lines: &str| format!("[server]\n{lines}\n{SMALL}");
+    says(&server("admin_listen = \"127.0.0.1:4000\""), &["both listeners are on 127.0.0.1:4000"]);
+    says(&server("listen = \"0.0.0.0:4001\""), &["both listeners are on"]);
+    says(&server("admin_listen = \"0.0.0.0:4001\""), &["open to a network without a token"]);
+    says(&server("listen = \"localhost:4000\""), &["`localhost:4000` is not an address"]);
+    good(&server("listen = \"127.0.0.1:0\"\nadmin_listen = \"127.0.0.1:0\""));
+    good(&server("admin_listen = \"0.0.0.0:4001\"\nadmin_token = { env = \"OPENAI_API_KEY\" }"));
+}
+
+#[test]
+fn an_open_relay_is_warned_of() {
+    let open = format!("[server]\nlisten = \"0.0.0.0:4000\"\n{SMALL}");
+    let warned = |text: &str| good(text).warnings.iter().any(|w| w.what.contains("spends the key"));
+    assert!(!warned(&open));
+    let with_key =
+        open.replacen("kind = \"api\"", "kind = \"api\"\napi_key = { env = \"OPENAI_API_KEY\" }", 1);
+    assert!(warned(&with_key));
+    assert!(!warned(&format!("[auth]\nmode = \"keys\"\n{with_key}")));
+}
+
+#[test]
+fn a_first_run_needs_no_file() {
+    let start = QuickStart {
+        openai: true,
+        self_hosted: Some("http://127.0.0.1:8000/v1".to_owned()),
+        hourly_usd: Some("2.99".to_owned()),
+        models: vec!["gpt-4o-mini=llama \"8B\"".to_owned(), "gpt-4o".to_owned()],
+    };
+    let config = config::quick_start(&start, &env).unwrap_or_else(|problems| panic!("{problems}"));
+    assert_eq!(config.backends[0].api_key.as_ref().unwrap().expose(), SECRET);
+    assert_eq!(config.backends[1].hourly(), "2.99".parse().unwrap());
+    let route = config.route(config.models["gpt-4o-mini"]);
+    assert_eq!(route.policy, RoutePolicy::Cheapest);
+    assert_eq!(route.offers[1].model.as_deref(), Some("llama \"8B\""));
+    let without_key = config::quick_start(&start, &|_| None).unwrap();
+    assert!(without_key.backends[0].api_key.is_none());
+}
+
+#[test]
+fn a_first_run_that_lacks_something_says_what() {
+    let lacking = QuickStart { self_hosted: Some("8000".to_owned()), ..QuickStart::default() };
+    insta::assert_snapshot!(
+        "problems_of_a_first_run",
+        config::quick_start(&lacking, &env).unwrap_err().to_string()
+    );
+    assert!(config::quick_start(&QuickStart::default(), &env).is_err());
+}
+
+#[test]
+fn a_changed_file_is_noticed_by_content_and_a_bad_one_is_reported_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("breakeven.toml");
+    fs::write(&path, SMALL).unwrap();
+    let (mut watcher, loaded) = Watcher::start(&path);
+    let old = loaded.unwrap();
+    assert!(watcher.poll().is_none());
+    fs::write(&path, SMALL).unwrap();
+    assert!(watcher.poll().is_none(), "written anew, and the same");
+
+    fs::write(&path, format!("[server]\nlisten = \"127.0.0.1:5000\"\n{SMALL}")).unwrap();
+    let new = watcher.poll().unwrap().unwrap();
+    assert_eq!(old.restart_needed(&new), ["server.listen"]);
+    assert_ne!(old.digest, new.digest);
+
+    fs::write(&path, "nonsense").unwrap();
+    assert!(watcher.poll().unwrap().is_err());
+    assert!(watcher.poll().is_none());
+    fs::remove_file(&path).unwrap();
+    assert!(watcher.poll().unwrap().is_err());
+    fs::write(&path, SMALL).unwrap();
+    assert_eq!(watcher.poll().unwrap().unwrap().digest, old.digest);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_config_map_swap_and_a_rotated_secret_are_changes() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let text = small_with(
+        "kind = \"api\"",
+        &format!("kind = \"api\"\napi_key = {{ file = {} }}", quoted(&at("key"))),
+    );
+    for (version, text) in [("v1", text.clone()), ("v2", text.replace("2.50", "3.50"))] {
+        fs::create_dir(at(version)).unwrap();
+        fs::write(at(version).join("breakeven.toml"), text).unwrap();
+    }
+    fs::write(at("key"), "first").unwrap();
+    std::os::unix::fs::symlink("v1", at("data")).unwrap();
+    let (mut watcher, loaded) = Watcher::start(&at("data").join("breakeven.toml"));
+    assert_eq!(loaded.unwrap().backends[1].hourly(), "2.5".parse().unwrap());
+
+    std::os::unix::fs::symlink("v2", at("next")).unwrap();
+    fs::rename(at("next"), at("data")).unwrap();
+    assert_eq!(watcher.poll().unwrap().unwrap().backends[1].hourly(), "3.5".parse().unwrap());
+
+    fs::write(at("key"), "second").unwrap();
+    let rotated = watcher.poll().unwrap().unwrap();
+    assert_eq!(rotated.backends[0].api_key.as_ref().unwrap().expose(), "second");
+    assert!(watcher.poll().is_none());
+}
+
+mod properties {
+    use proptest::prelude::*;
+
+    use super::{EXAMPLE, SMALL, parse};
+
+    /// The example with a piece cut out, doubled or replaced by something odd.
+    fn mangled() -> impl Strategy<Value = String> {
+        let odd = prop_oneof![
+            Just(String::new()),
+            Just("-1".to_owned()),
+            Just("1e999".to_owned()),
+            Just("nan".to_owned()),
+            Just("[[a]]".to_owned()),
+            Just("{ x = 0xFFFFFFFFFFFFFFFFFFFF }".to_owned()),
+            Just("\"\\u0000é\"".to_owned()),
+            "\\PC{0,12}",
+        ];
+        let text = prop_oneof![Just(EXAMPLE), Just(SMALL)];
+        (text, any::<prop::sample::Index>(), 0..40_usize, odd).prop_map(|(text, at, length, odd)| {
+            let boundary = |mut at: usize| {
+                while !text.is_char_boundary(at) {
+                    at += 1;
+                }
+                at
+            };
+            let from = boundary(at.index(text.len()));
+            let to = boundary((from + length).min(text.len()));
+            format!("{}{odd}{}", &text[..from], &text[to..])
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_the_parser_panic(text in "\\PC{0,200}") {
+            let _loads_or_not = parse(&text);
+        }
+
+        #[test]
+        fn no_mangled_config_makes_it_panic_and_every_problem_has_a_remedy(text in mangled()) {
+            if let Err(problems) = parse(&text) {
+                prop_assert!(!problems.problems.is_empty());
+                for problem in &problems.problems {
+                    prop_assert!(!problem.what.is_empty() && !problem.remedy.is_empty());
+                }
+            }
+        }
+    }
+}

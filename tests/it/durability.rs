@@ -1,0 +1,196 @@
+//! What survives: a killed process, a full disk, torn writes.
+
+use std::fs::{self, OpenOptions};
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use breakeven::economics::Timestamp;
+use breakeven::ledger::{catch_up, query};
+
+use crate::ledger::{api_call, open};
+
+/// Set for the child that [`appender`] becomes.
+const CHILD: &str = "BREAKEVEN_TEST_APPEND_TO";
+
+fn ids(path: &Path) -> Vec<u64> {
+    let mut ids: Vec<_> =
+        query::recent(path, usize::MAX).unwrap().iter().map(|entry| entry.id.as_u64_pair().1).collect();
+    ids.sort_unstable();
+    ids
+}
+
+fn segment(path: &Path) -> PathBuf {
+    let files = fs::read_dir(format!("{}.journal", path.display())).unwrap();
+    let mut segments: Vec<_> = files.map(|file| file.unwrap().path()).collect();
+    segments.retain(|path| path.extension().is_some_and(|extension| extension == "log"));
+    assert_eq!(segments.len(), 1);
+    segments.remove(0)
+}
+
+/// Not a test of its own: run as a child, it appends and says so until it is killed.
+#[test]
+fn appender() {
+    let Ok(path) = std::env::var(CHILD) else { return };
+    let first: u64 = std::env::var("BREAKEVEN_TEST_FIRST_ID").unwrap().parse().unwrap();
+    let ledger = open(Path::new(&path));
+    let mut acknowledge = std::io::stderr().lock();
+    for id in first.. {
+        let _batch = ledger.append(&api_call(id, id % 1000));
+        writeln!(acknowledge, "{id}").unwrap();
+    }
+}
+
+/// Runs the appender until it has acknowledged `count` rows, kills it, and returns the last id acknowledged.
+fn append_and_kill(path: &Path, first: u64, count: u64) -> u64 {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "durability::appender", "--nocapture"])
+        .env(CHILD, path)
+        .env("BREAKEVEN_TEST_FIRST_ID", first.to_string())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut acknowledged = first.wrapping_sub(1);
+    let mut has_been_killed = false;
+    for line in BufReader::new(child.stderr.take().unwrap()).lines() {
+        // The last line may be cut; what is not a number of ours is chatter of the test harness.
+        let Ok(id) = line.unwrap().parse::<u64>() else { continue };
+        if id != acknowledged.wrapping_add(1) {
+            break;
+        }
+        acknowledged = id;
+        if !has_been_killed && id + 1 >= first + count {
+            child.kill().unwrap();
+            has_been_killed = true;
+        }
+    }
+    child.wait().unwrap();
+    assert!(has_been_killed, "the child ended by itself");
+    acknowledged
+}
+
+#[test]
+fn every_acknowledged_row_of_a_killed_process_is_there_exactly_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("breakeven.db");
+    let seed = fastrand::u64(..);
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut last_acknowledged = Vec::new();
+    let mut first = 0;
+    for _ in 0..50 {
+        let count = random.u64(1..4000);
+        let acknowledged = append_and_kill(&path, first, count);
+        last_acknowledged.push((first, acknowledged));
+        first = acknowledged + 1_000_000;
+    }
+    catch_up(&path, Timestamp::from_secs(1)).unwrap();
+    let ids = ids(&path);
+    assert!(ids.is_sorted_by(|one, other| one < other), "no row is there twice (seed {seed})");
+    for (first, acknowledged) in last_acknowledged {
+        let there = ids.iter().filter(|id| (first..=acknowledged).contains(id)).count() as u64;
+        assert_eq!(there, acknowledged - first + 1, "rows from {first} on (seed {seed})");
+    }
+}
+
+#[tokio::test]
+async fn a_torn_row_is_skipped_and_counted_and_its_neighbours_survive() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("breakeven.db");
+    let ledger = open(&path);
+    let _batch = ledger.append(&api_call(1, 1));
+    assert!(ledger.flush().await);
+    let mut file = OpenOptions::new().append(true).open(segment(&path)).unwrap();
+    file.write_all(b"\x1ec0000000000000000000").unwrap();
+    let _batch = ledger.append(&api_call(2, 2));
+    file.write_all(b"\x1egarbage\n").unwrap();
+    let _batch = ledger.append(&api_call(3, 3));
+    file.write_all(b"\x1ecut at the very end").unwrap();
+    assert!(ledger.flush().await);
+    assert_eq!(ledger.stats().torn, 2);
+    drop(ledger);
+    assert_eq!(ids(&path), [1, 2, 3]);
+    assert!(open(&path).close().await);
+    assert_eq!(ids(&path), [1, 2, 3]);
+}
+
+#[tokio::test]
+async fn a_lost_database_takes_on_what_is_left_in_the_journal() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("breakeven.db");
+    append_and_kill(&path, 1, 200);
+    for suffix in ["", "-wal", "-shm"] {
+        fs::remove_file(format!("{}{suffix}", path.display())).unwrap();
+    }
+    let ledger = open(&path);
+    assert!(ledger.stats().committed >= 200);
+    drop(ledger);
+    assert_eq!(ids(&path)[..200], (1..=200).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_segment_of_another_ledger_is_kept_and_not_imported() {
+    let directory = tempfile::tempdir().unwrap();
+    let (path, other) = (directory.path().join("breakeven.db"), directory.path().join("other.db"));
+    assert!(open(&path).close().await);
+    append_and_kill(&other, 1, 10);
+    let journal = format!("{}.journal", path.display());
+    fs::copy(segment(&other), format!("{journal}/00000099.log")).unwrap();
+    assert!(open(&path).close().await);
+    assert_eq!(ids(&path), Vec::<u64>::new());
+    assert!(Path::new(&format!("{journal}/00000099.log.foreign")).exists());
+}
+
+/// A file system of one megabyte, or nothing where none can be mounted.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn mount() -> Option<Self> {
+        let directory = tempfile::tempdir().unwrap();
+        let options = ["-t", "tmpfs", "-o", "size=1m", "tmpfs"];
+        let mounted =
+            Command::new("mount").args(options).arg(directory.path()).stderr(Stdio::null()).status();
+        mounted.is_ok_and(|status| status.success()).then_some(Self(directory))
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _status = Command::new("umount").arg("-l").arg(self.0.path()).status();
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_makes_the_ledger_unavailable_and_room_makes_it_available_again() {
+    // Mounting wants root; where it is refused, the unit tests of the journal cover the retries.
+    let Some(disk) = SmallDisk::mount() else { return };
+    let path = disk.path().join("breakeven.db");
+    let ledger = open(&path);
+    let _batch = ledger.append(&api_call(0, 0));
+    assert!(ledger.flush().await && ledger.is_available());
+
+    let ballast = disk.path().join("ballast");
+    let mut file = fs::File::create(&ballast).unwrap();
+    while file.write(&[0; 4096]).is_ok_and(|written| written > 0) {}
+    let mut count = 1;
+    while ledger.is_available() {
+        let _batch = ledger.append(&api_call(count, count % 1000));
+        count += 1;
+        assert!(count < 100_000, "the disk never fills");
+    }
+    assert!(ledger.unavailable_reason().unwrap().contains("journal"));
+    assert!(ledger.stats().pending > 0);
+    assert_eq!(ledger.stats().unrecorded, 0);
+
+    drop(file);
+    fs::remove_file(&ballast).unwrap();
+    assert!(ledger.flush().await, "a flush tries again");
+    assert!(ledger.is_available());
+    assert_eq!(ledger.unavailable_reason(), None);
+    drop(ledger);
+    assert_eq!(ids(&path), (0..count).collect::<Vec<_>>());
+}
