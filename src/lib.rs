@@ -3,6 +3,7 @@
 //!
 //! ARCHITECTURE.md in the repository has the map, the layers and the invariants.
 
+pub mod admin;
 pub mod clock;
 pub mod config;
 pub mod economics;
