@@ -3,6 +3,7 @@
 //!
 //! ARCHITECTURE.md in the repository has the map, the layers and the invariants.
 
+pub mod admin;
 pub mod clock;
 pub mod commands;
 pub mod config;
@@ -11,3 +12,4 @@ pub mod fleet;
 pub mod health;
 pub mod ledger;
 pub mod simulator;
+pub mod metrics;

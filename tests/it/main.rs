@@ -1,3 +1,4 @@
 mod config;
 mod durability;
 mod ledger;
+mod metrics;

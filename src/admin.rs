@@ -1,0 +1,3 @@
+//! The admin side.
+
+pub mod page;

@@ -1,0 +1,330 @@
+//! The scrape as Prometheus sees it: complete from the start, bounded, exact in money.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use breakeven::config::{
+    Auth, AuthMode, Backend, BackendId, BackendKind, Circuit, Config, Control, Dialect, Features, Fsync,
+    Health, LedgerSettings, Limits, LogFormat, LogSettings, MetricsSettings, Offer, PolicyParameters,
+    PriceBook, Retry, Route, RouteId, RoutePolicy, SelfHosted, Server, Timeouts, UnknownPrice,
+    WhenUnavailable,
+};
+use breakeven::economics::{
+    Billing, Capacity, NanoUsd, PoolSpec, PriceCard, Reason, Timestamp, TokenPrice, Usage, Work,
+};
+use breakeven::ledger::{Outcome, UsageSource};
+use breakeven::metrics::{
+    self, AttemptResult, BudgetState, CircuitState, CostPerRequest, Fault, Metrics, Period, PeriodAmounts,
+    PoolObservation, SpendKind, catalogue,
+};
+
+#[test]
+fn every_configured_series_is_there_at_zero_before_the_first_call() {
+    let scrape = Scrape::of(&Metrics::new(&config(&["chat"], &["search"], 2000)));
+    for series in [
+        r#"breakeven_requests_total{backend="gpu",model="chat",team="search",outcome="timeout"}"#,
+        r#"breakeven_requests_total{backend="openai",model="chat",team="other",outcome="success"}"#,
+        r#"breakeven_tokens_total{backend="gpu",model="chat",team="other",type="input_cached"}"#,
+        r#"breakeven_request_cost_usd_total{backend="gpu",model="chat",team="search"}"#,
+        r#"breakeven_all_api_cost_usd_total{model="chat",team="search"}"#,
+        r#"breakeven_spend_usd_total{backend="openai",kind="tokens"}"#,
+        r#"breakeven_spend_usd_total{backend="gpu",kind="capacity"}"#,
+        r#"breakeven_route_decisions_total{pool="gpu",backend="openai",reason="overflow"}"#,
+        r#"breakeven_route_flips_total{pool="gpu",to="gpu"}"#,
+        r#"breakeven_fallbacks_total{from="gpu",to="openai",reason="circuit_open"}"#,
+        r#"breakeven_rejected_requests_total{team="search",reason="budget"}"#,
+        r#"breakeven_time_to_first_token_seconds_bucket{backend="gpu",model="chat",le="+Inf"}"#,
+        "breakeven_panics_total",
+    ] {
+        assert_eq!(scrape.value(series), Some(0.0), "{series}");
+    }
+    assert_eq!(scrape.value(r#"breakeven_capacity_price_usd_per_hour{pool="gpu"}"#), Some(2.99));
+    assert_eq!(
+        scrape.value(
+            r#"breakeven_token_price_usd_per_million_tokens{backend="openai",model="chat",type="input"}"#
+        ),
+        Some(0.15)
+    );
+}
+
+#[test]
+fn every_family_of_the_catalogue_is_rendered_and_no_other() {
+    let metrics = Metrics::new(&config(&["chat"], &[], 2000));
+    everything_happens(&metrics);
+    metrics.render();
+    let text = metrics.render();
+    let rendered: Vec<&str> =
+        text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+    let mut promised: Vec<&str> = catalogue::ALL.iter().map(|family| family.name).collect();
+    promised.sort_unstable();
+    assert_eq!(rendered, promised);
+}
+
+#[test]
+fn money_is_rendered_to_the_nano_dollar() {
+    let metrics = Metrics::new(&config(&["chat"], &[], 2000));
+    let series = metrics.series("openai", "chat", "");
+    for _ in 0..3 {
+        series.cost(NanoUsd::from_nanos(1_234_567_890_000_001));
+    }
+    let line =
+        r#"breakeven_request_cost_usd_total{backend="openai",model="chat",team="other"} 3703703.670000003"#;
+    assert!(metrics.render().lines().any(|found| found == line), "{}", metrics.render());
+}
+
+#[test]
+fn a_name_that_is_not_configured_is_counted_as_other() {
+    let metrics = Metrics::new(&config(&["chat"], &["search"], 2000));
+    metrics.series("openai", "no-such-model", "no-such-team").finished(Outcome::Success);
+    let scrape = Scrape::of(&metrics);
+    let other = r#"breakeven_requests_total{backend="openai",model="other",team="other",outcome="success"}"#;
+    assert_eq!(scrape.value(other), Some(1.0));
+    assert_eq!(scrape.value(r#"breakeven_label_overflow_total{label="model"}"#), Some(1.0));
+    assert_eq!(scrape.value(r#"breakeven_label_overflow_total{label="team"}"#), Some(1.0));
+    assert!(!metrics.render().contains("no-such"));
+}
+
+#[test]
+fn a_dated_model_counts_under_its_configured_name() {
+    let metrics = Metrics::new(&config(&["chat"], &[], 2000));
+    metrics.series("openai", "chat-2024-07-18", "").finished(Outcome::Success);
+    let series = r#"breakeven_requests_total{backend="openai",model="chat",team="other",outcome="success"}"#;
+    assert_eq!(Scrape::of(&metrics).value(series), Some(1.0));
+}
+
+#[test]
+fn a_scrape_never_has_more_lines_than_allowed() {
+    let models: Vec<String> = (0..200).map(|n| format!("model-{n}")).collect();
+    let models: Vec<&str> = models.iter().map(String::as_str).collect();
+    for max_series in [600, 2000, 5000] {
+        let metrics = Metrics::new(&config(&models, &["search", "support"], max_series));
+        everything_happens(&metrics);
+        for model in &models {
+            for (backend, team) in [("openai", "search"), ("gpu", "support"), ("gpu", "")] {
+                metrics.series(backend, model, team).finished(Outcome::Success);
+            }
+        }
+        let scrape = Scrape::of(&metrics);
+        assert!(scrape.0.len() <= max_series, "{} lines of {max_series}", scrape.0.len());
+        let finished: f64 = scrape.sum("breakeven_requests_total{");
+        assert!((finished - 601.0).abs() < 1e-9, "all calls are counted somewhere: {finished}");
+    }
+}
+
+#[test]
+fn a_reload_adds_series_and_keeps_counts() {
+    let metrics = Metrics::new(&config(&["chat"], &[], 2000));
+    metrics.series("openai", "chat", "").finished(Outcome::Success);
+    metrics.reconfigure(&config(&["chat", "mini"], &["search"], 2000));
+    let scrape = Scrape::of(&metrics);
+    let kept = r#"breakeven_requests_total{backend="openai",model="chat",team="other",outcome="success"}"#;
+    let added = r#"breakeven_requests_total{backend="openai",model="mini",team="search",outcome="success"}"#;
+    assert_eq!(scrape.value(kept), Some(1.0));
+    assert_eq!(scrape.value(added), Some(0.0));
+}
+
+#[test]
+fn reloading_many_times_does_not_eat_the_room_for_series() {
+    let config = config(&["chat"], &["search"], 2000);
+    let metrics = Metrics::new(&config);
+    let before = Scrape::of(&metrics).0.len();
+    for _ in 0..100 {
+        metrics.reconfigure(&config);
+    }
+    assert_eq!(Scrape::of(&metrics).0.len(), before + 1, "one more: the time of the first scrape");
+    assert_eq!(Scrape::of(&metrics).value(r#"breakeven_label_overflow_total{label="model"}"#), Some(0.0));
+}
+
+/// Samples of one scrape by series.
+struct Scrape(BTreeMap<String, f64>);
+
+impl Scrape {
+    fn of(metrics: &Metrics) -> Self {
+        let text = metrics.render();
+        let samples = text.lines().filter(|line| !line.starts_with('#')).map(|line| {
+            let (series, value) = line.rsplit_once(' ').expect("a sample has a value");
+            (series.to_owned(), value.parse().expect("a value is a number"))
+        });
+        Self(samples.collect())
+    }
+
+    fn value(&self, series: &str) -> Option<f64> {
+        self.0.get(series).copied()
+    }
+
+    fn sum(&self, prefix: &str) -> f64 {
+        self.0.iter().filter(|(series, _)| series.starts_with(prefix)).map(|(_, value)| value).sum()
+    }
+}
+
+/// One of everything that can be counted.
+fn everything_happens(metrics: &Metrics) {
+    let at = Timestamp::from_secs(1_800_000_000);
+    let usd = NanoUsd::from_nanos(1_000_000_000);
+    let series = metrics.series("openai", "chat", "");
+    series.finished(Outcome::Success);
+    series.tokens(&Usage::new(10, 20), 0);
+    series.counts_compared(9, 10);
+    series.first_token(Duration::from_millis(30));
+    series.decoding(Duration::from_millis(300), 20);
+    series.duration(Duration::from_millis(400));
+    series.unpriced();
+    let backend = metrics.backend("openai");
+    backend.attempt_began();
+    backend.attempt_ended(AttemptResult::Ok);
+    backend.retried(Fault::Timeout);
+    backend.circuit(CircuitState::Open);
+    backend.spend(SpendKind::Tokens, usd);
+    backend.reconciliation_drift(0.01);
+    let pool = metrics.pool("gpu");
+    pool.observed(&PoolObservation {
+        volume_requests_per_hour: 100.0,
+        threshold_requests_per_hour: Some(90.0),
+        band_lower_requests_per_hour: Some(81.0),
+        band_upper_requests_per_hour: Some(99.0),
+        capacity_requests_per_hour: Some(4000.0),
+        kappa: Some(3.0),
+    });
+    for backend in ["openai", "gpu"] {
+        pool.costs(backend, CostPerRequest { marginal_usd: Some(0.0), average_usd: Some(0.001) });
+        pool.backend(backend).decision(Reason::Cheapest);
+        pool.preferred(backend);
+    }
+    pool.entered_queue();
+    pool.left_queue(Duration::from_millis(3));
+    pool.replicas(1, 2);
+    pool.wanted_replicas(3);
+    pool.busy(Work::from_replica_seconds(1));
+    pool.rented(1000);
+    pool.all_self_hosted_cost(usd);
+    metrics.rejected("", "budget");
+    metrics.fell_back("openai", "gpu", Fault::Http5xx);
+    metrics.overhead(Duration::from_micros(80));
+    metrics.tokens_counted(UsageSource::UpstreamUsage);
+    metrics.ledger_committed(1, at);
+    metrics.ledger_pending(0);
+    metrics.ledger_amounts(vec![(Period::Today, PeriodAmounts { cost: usd, ..PeriodAmounts::default() })]);
+    metrics.budgets(vec![BudgetState { name: "total".into(), limit: usd, spent: usd, from: at, to: at }]);
+    metrics.config_loaded(at);
+}
+
+/// An API and a self-hosted backend that both serve `models`.
+fn config(models: &[&str], teams: &[&str], max_series: usize) -> Config {
+    let price = |text| TokenPrice::from_usd_per_million(text).unwrap();
+    let card = PriceCard::flat(price("0.15"), price("0.60"));
+    let offer = |backend| Offer {
+        backend: BackendId(backend),
+        model: None,
+        price: (backend == 0).then(|| card.clone()),
+        context_window: None,
+        features: Features {
+            tools: true,
+            json_schema: true,
+            vision: false,
+            audio: false,
+            logprobs: true,
+            multiple_choices: true,
+            embeddings: false,
+            responses: true,
+        },
+    };
+    let names: Vec<String> = models.iter().map(|model| (*model).to_owned()).collect();
+    Config {
+        server: Server {
+            listen: "127.0.0.1:0".parse().unwrap(),
+            admin_listen: "127.0.0.1:0".parse().unwrap(),
+            admin_token: None,
+            tls: None,
+            workers: 1,
+        },
+        limits: Limits {
+            max_connections: 1,
+            max_in_flight: 1,
+            max_body_bytes: 1,
+            max_header_bytes: 1,
+            header_timeout: Duration::ZERO,
+            body_timeout: Duration::ZERO,
+            drain_timeout: Duration::ZERO,
+        },
+        auth: Auth { mode: AuthMode::PassThrough },
+        ledger: LedgerSettings {
+            path: PathBuf::new(),
+            fsync: Fsync::Batch,
+            when_unavailable: WhenUnavailable::Refuse,
+        },
+        policy: PolicyParameters {
+            window: Duration::ZERO,
+            margin: 0.1,
+            min_dwell: Duration::ZERO,
+            slot: Duration::ZERO,
+        },
+        retry: Retry {
+            max_attempts: 1,
+            backoff: Duration::ZERO,
+            max_backoff: Duration::ZERO,
+            budget_ratio: 0.1,
+        },
+        metrics: MetricsSettings { teams: teams.iter().map(|team| (*team).to_owned()).collect(), max_series },
+        log: LogSettings { filter: String::new(), format: LogFormat::Text },
+        unknown_price: UnknownPrice::ApiOnly,
+        backends: vec![
+            backend("openai", BackendKind::Api),
+            backend("gpu", BackendKind::SelfHosted(Box::new(self_hosted()))),
+        ],
+        models: names.iter().map(|name| (name.clone(), RouteId(0))).collect::<HashMap<_, _>>(),
+        routes: vec![Route {
+            name: "chat".into(),
+            models: names,
+            policy: RoutePolicy::Cheapest,
+            offers: vec![offer(0), offer(1)],
+        }],
+        prices: PriceBook::default(),
+        digest: String::new(),
+    }
+}
+
+fn backend(name: &str, kind: BackendKind) -> Backend {
+    Backend {
+        name: name.into(),
+        kind,
+        base_urls: vec!["http://127.0.0.1:1/v1".into()],
+        api_key: None,
+        headers: Vec::new(),
+        timeouts: Timeouts {
+            connect: Duration::ZERO,
+            first_byte: Duration::ZERO,
+            between_bytes: Duration::ZERO,
+            total: Duration::ZERO,
+            idle_connection: Duration::ZERO,
+        },
+        health: Health { path: None, interval: Duration::ZERO, timeout: Duration::ZERO },
+        circuit: Circuit { failures: 5, open_for: Duration::ZERO },
+        dialect: Dialect::default(),
+    }
+}
+
+fn self_hosted() -> SelfHosted {
+    SelfHosted {
+        pool: PoolSpec {
+            hourly: NanoUsd::from_nanos(2_990_000_000),
+            billing: Billing::WhileRunning,
+            request_fee: NanoUsd::ZERO,
+            capacity: Capacity {
+                input_tokens_per_second: 15_000,
+                output_tokens_per_second: 10_000,
+                max_in_flight: 64,
+            },
+            startup: Duration::from_mins(5),
+            minimum: Duration::from_mins(1),
+            max_replicas: 4,
+        },
+        control: Control::None,
+        metrics_url: None,
+    }
+}
+
+#[test]
+fn the_content_type_is_the_text_format() {
+    assert!(metrics::CONTENT_TYPE.starts_with("text/plain; version=0.0.4"));
+}
