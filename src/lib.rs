@@ -5,5 +5,6 @@
 
 pub mod clock;
 pub mod config;
+pub mod demo;
 pub mod economics;
 pub mod ledger;

@@ -1,1 +1,4 @@
+//! Integration tests: real servers on real sockets.
 
+mod fake;
+mod support;
