@@ -1,6 +1,8 @@
 //! The whole thing on one machine without a key, a GPU or a network: fake servers, real proxy, made-up traffic.
 
+pub mod day;
 pub mod fake_backend;
+pub mod load;
 pub mod process;
 
 pub use fake_backend::{

@@ -30,6 +30,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
@@ -49,6 +50,7 @@ use self::script::Behaviour;
 pub use self::script::{Chaos, Fault};
 use self::slots::Slots;
 use self::store::Store;
+pub use self::text::words;
 use self::wire::{Connection, Wire};
 use crate::clock::Clock;
 
@@ -60,6 +62,9 @@ const MAX_WAIT: Duration = Duration::from_secs(20);
 
 /// vLLM and llama.cpp close connections that are idle for so long.
 const IDLE_CLOSE: Duration = Duration::from_secs(5);
+
+/// A request header that sets [`Settings::output_tokens`] for that request.
+pub const OUTPUT_TOKENS: &str = "x-fake-output-tokens";
 
 /// Whose shapes and habits are imitated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, clap::ValueEnum)]
@@ -98,6 +103,8 @@ pub struct Settings {
     /// Faults of every call.
     pub faults: Vec<Fault>,
     pub chaos: Option<Chaos>,
+    /// What every call is answered, instead of what it asks for.
+    pub verbatim: Option<Verbatim>,
     /// Responses after which a connection is closed; none: never.
     pub requests_per_connection: Option<u32>,
 }
@@ -120,9 +127,17 @@ impl Default for Settings {
             loading: false,
             faults: Vec::new(),
             chaos: None,
+            verbatim: None,
             requests_per_connection: None,
         }
     }
+}
+
+/// An answer that is sent as it is: odd spacing, unknown members, a capture of a real server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verbatim {
+    pub content_type: &'static str,
+    pub body: Bytes,
 }
 
 /// A running server. It stops when it is dropped.
@@ -353,7 +368,10 @@ async fn respond(
 ) -> Result<Response<Body>, io::Error> {
     let number = server.number.fetch_add(1, Ordering::Relaxed);
     let seen = read(server, request).await?;
-    let settings = server.settings();
+    let mut settings = server.settings();
+    if let Ok(tokens) = seen.header(OUTPUT_TOKENS).parse() {
+        settings.output_tokens = tokens;
+    }
     let behaviour = server.behaviour(&settings, seen.uri.path());
     if !behaviour.header_delay.is_zero() {
         tokio::time::sleep(behaviour.header_delay).await;
@@ -442,6 +460,9 @@ fn answer(
     };
     if seen.header("content-encoding") == "gzip" {
         return Err(errors::compressed_body(personality));
+    }
+    if let Some(verbatim) = settings.verbatim.as_ref().filter(|_| routes::is_call(path)) {
+        return Ok(answer::Answer::verbatim(verbatim));
     }
     let ask = Ask {
         personality,

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::errors::{self, Failure};
 use super::script::{Behaviour, UsageStyle};
 use super::text;
-use super::{Personality, Settings};
+use super::{Personality, Settings, Verbatim};
 use crate::economics::Usage;
 
 /// A request, as the endpoints see it.
@@ -80,6 +80,17 @@ impl Answer {
     pub(super) fn events(events: Vec<Event>) -> Self {
         let content_type = "text/event-stream; charset=utf-8";
         Self { content_type, payload: Payload::Events(events), usage: Usage::default(), generates: true }
+    }
+
+    /// Bytes as they are, event by event if they are a stream. What they claim to have used is not counted.
+    pub(super) fn verbatim(verbatim: &Verbatim) -> Self {
+        let Verbatim { content_type, body } = verbatim;
+        if !content_type.starts_with("text/event-stream") {
+            return Self::whole(content_type, body.clone()).generating(Usage::default());
+        }
+        let text = String::from_utf8_lossy(body);
+        let event = |text: &str| Event { text: text.to_owned(), output_tokens: 0, reasoning_tokens: 0 };
+        Self { content_type, ..Self::events(text.split_inclusive("\n\n").map(event).collect()) }
     }
 
     pub(super) fn generating(self, usage: Usage) -> Self {

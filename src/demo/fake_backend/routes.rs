@@ -12,9 +12,13 @@ pub(super) fn is_call(path: &str) -> bool {
     path.strip_prefix("/v1/").is_some_and(|rest| !rest.starts_with("models"))
 }
 
+/// What the fake made, for those who call it from another process.
+const TOTALS: &str = "/fake/totals";
+
 /// Whether a server with a key serves the path to anyone.
 pub(super) fn is_open(personality: Personality, path: &str) -> bool {
     match personality {
+        _ if path == TOTALS => true,
         Personality::OpenAi => false,
         Personality::Vllm => matches!(path, "/health" | "/metrics" | "/version" | "/ping"),
         Personality::LlamaCpp => matches!(path, "/health" | "/v1/models"),
@@ -25,6 +29,9 @@ pub(super) fn is_open(personality: Personality, path: &str) -> bool {
 pub(super) fn own(server: &Server, path: &str, query: &str) -> Option<Result<Answer, Failure>> {
     let settings = server.settings();
     let personality = server.personality;
+    if path == TOTALS {
+        return Some(Ok(Answer::json(&totals(server))));
+    }
     if path == "/health" && !settings.healthy {
         return Some(Err(errors::loading(personality)));
     }
@@ -44,6 +51,13 @@ pub(super) fn own(server: &Server, path: &str, query: &str) -> Option<Result<Ans
         }
         _ => return None,
     }))
+}
+
+fn totals(server: &Server) -> Value {
+    let totals = server.log.totals();
+    json!({"requests": totals.requests, "refused": totals.refused, "aborted": totals.aborted,
+        "usage": totals.usage, "running": server.slots.running(), "waiting": server.slots.waiting(),
+        "most_running": server.slots.most_running()})
 }
 
 fn metrics(server: &Server) -> String {

@@ -52,7 +52,7 @@ fn count_part(part: &Value) -> u64 {
 }
 
 /// The words of a reply of `tokens` tokens; the same seed says the same.
-pub(super) fn words(seed: u64, tokens: u64) -> impl Iterator<Item = &'static str> {
+pub fn words(seed: u64, tokens: u64) -> impl Iterator<Item = &'static str> {
     (0..tokens).map(move |position| {
         let mixed = (seed ^ position).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 59;
         WORDS[usize::try_from(mixed).unwrap_or(0) % WORDS.len()]
