@@ -2,7 +2,9 @@
 
 pub mod day;
 pub mod fake_backend;
+pub mod hook;
 pub mod load;
+pub mod picture;
 pub mod process;
 
 pub use fake_backend::{
