@@ -7,6 +7,7 @@ pub mod admin;
 pub mod clock;
 pub mod commands;
 pub mod config;
+pub mod demo;
 pub mod economics;
 pub mod fleet;
 pub mod health;

@@ -2,3 +2,7 @@ mod config;
 mod durability;
 mod ledger;
 mod metrics;
+//! Integration tests: real servers on real sockets.
+
+mod fake;
+mod support;

@@ -1,0 +1,12 @@
+//! The whole thing on one machine without a key, a GPU or a network: fake servers, real proxy, made-up traffic.
+
+pub mod day;
+pub mod fake_backend;
+pub mod hook;
+pub mod load;
+pub mod picture;
+pub mod process;
+
+pub use fake_backend::{
+    Chaos, FakeBackend, Fault, Personality, Produced, SeenRequest, Settings, State, Totals,
+};
