@@ -4,6 +4,9 @@
 //! ARCHITECTURE.md in the repository has the map, the layers and the invariants.
 
 pub mod clock;
+pub mod commands;
 pub mod config;
 pub mod economics;
 pub mod ledger;
+pub mod openai;
+pub mod prices;

@@ -1,0 +1,3 @@
+//! One module a command: arguments, and what is done with them.
+
+pub mod prices;
