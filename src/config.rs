@@ -313,7 +313,7 @@ impl PriceBook {
 }
 
 /// `gpt-4o-mini-2024-07-18` → `gpt-4o-mini`.
-pub(crate) fn undated(model: &str) -> Option<&str> {
+pub fn undated(model: &str) -> Option<&str> {
     let (base, date) = model.split_at_checked(model.len().checked_sub(11)?)?;
     let shape = |(index, byte): (usize, u8)| {
         if matches!(index, 0 | 5 | 8) { byte == b'-' } else { byte.is_ascii_digit() }

@@ -14,3 +14,5 @@ pub mod health;
 pub mod ledger;
 pub mod simulator;
 pub mod metrics;
+pub mod openai;
+pub mod prices;

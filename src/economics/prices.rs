@@ -60,6 +60,34 @@ pub enum Tier {
     Batch,
     Flex,
     Priority,
+    Ultrafast,
+}
+
+impl Tier {
+    pub const ALL: [Self; 5] = [Self::Standard, Self::Batch, Self::Flex, Self::Priority, Self::Ultrafast];
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Standard => "standard",
+            Self::Batch => "batch",
+            Self::Flex => "flex",
+            Self::Priority => "priority",
+            Self::Ultrafast => "ultrafast",
+        }
+    }
+
+    /// The tier that a `service_tier` names, none for `auto`: it is what a request or a response says while
+    /// the tier is not known. `default` is standard; so is `scale`, whose tokens are bought in advance.
+    pub fn named(name: &str) -> Option<Self> {
+        match name {
+            "standard" | "default" | "scale" | "standard_only" => Some(Self::Standard),
+            "batch" => Some(Self::Batch),
+            "flex" => Some(Self::Flex),
+            "priority" => Some(Self::Priority),
+            "ultrafast" => Some(Self::Ultrafast),
+            _ => None,
+        }
+    }
 }
 
 /// Everything the price book knows of one model.
@@ -69,14 +97,20 @@ pub struct PriceCard {
     pub batch: Option<Prices>,
     pub flex: Option<Prices>,
     pub priority: Option<Prices>,
+    pub ultrafast: Option<Prices>,
     /// Dearer prices for the whole call when its input exceeds a number of tokens.
     pub long_context: Option<LongContext>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The second table of a model: tier by tier, for calls with a long input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct LongContext {
     pub above_input_tokens: u64,
     pub prices: Prices,
+    pub batch: Option<Prices>,
+    pub flex: Option<Prices>,
+    pub priority: Option<Prices>,
+    pub ultrafast: Option<Prices>,
 }
 
 impl PriceCard {
@@ -84,19 +118,38 @@ impl PriceCard {
         Self { standard: Prices::flat(input, output), ..Self::default() }
     }
 
-    /// The prices in force for a usage served at a tier. A tier without prices of its own is charged as standard.
+    /// The prices in force for a usage served at a tier. The length of the input chooses the table, the tier
+    /// the line in it; a tier without a line there is charged as the table's standard.
     pub fn prices(&self, usage: &Usage, tier: Tier) -> &Prices {
-        let tiered = match tier {
-            Tier::Standard => None,
-            Tier::Batch => self.batch.as_ref(),
-            Tier::Flex => self.flex.as_ref(),
-            Tier::Priority => self.priority.as_ref(),
-        };
-        let long = self.long_context.as_ref().filter(|long| usage.input_tokens > long.above_input_tokens);
-        tiered.or(long.map(|long| &long.prices)).unwrap_or(&self.standard)
+        match self.long_context.as_ref().filter(|long| usage.input_tokens > long.above_input_tokens) {
+            Some(long) => long.tier(tier).unwrap_or(&long.prices),
+            None => self.tier(tier).unwrap_or(&self.standard),
+        }
     }
 
     pub fn cost(&self, usage: &Usage, tier: Tier) -> NanoUsd {
         self.prices(usage, tier).cost(usage)
+    }
+
+    fn tier(&self, tier: Tier) -> Option<&Prices> {
+        match tier {
+            Tier::Standard => None,
+            Tier::Batch => self.batch.as_ref(),
+            Tier::Flex => self.flex.as_ref(),
+            Tier::Priority => self.priority.as_ref(),
+            Tier::Ultrafast => self.ultrafast.as_ref(),
+        }
+    }
+}
+
+impl LongContext {
+    fn tier(&self, tier: Tier) -> Option<&Prices> {
+        match tier {
+            Tier::Standard => None,
+            Tier::Batch => self.batch.as_ref(),
+            Tier::Flex => self.flex.as_ref(),
+            Tier::Priority => self.priority.as_ref(),
+            Tier::Ultrafast => self.ultrafast.as_ref(),
+        }
     }
 }

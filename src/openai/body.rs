@@ -1,0 +1,186 @@
+//! Usage out of an answer that passes in pieces, with bounded memory.
+
+use std::io::Write;
+
+use flate2::write::{GzDecoder, ZlibDecoder};
+
+use super::usage::{self, Reported};
+use super::{Endpoint, json};
+
+/// Answers up to this size are kept whole until they are read; of longer ones only both ends.
+pub const MAX_KEPT_BYTES: usize = 4 << 20;
+/// Of a longer answer: its beginning (`id`, `model`) and its end (`usage`).
+const HEAD_BYTES: usize = 4 << 10;
+const TAIL_BYTES: usize = 64 << 10;
+/// A compressed answer that grows beyond this is not decoded further.
+const MAX_DECODED_BYTES: usize = 256 << 20;
+
+/// Watches the body of an answer that is not a stream. It keeps a copy within [`MAX_KEPT_BYTES`]; gzip and
+/// deflate are decoded for it alone. Other encodings are not decoded: do not ask upstreams for them.
+#[derive(Debug)]
+pub struct BodyReader {
+    endpoint: Endpoint,
+    decoder: Decoder,
+}
+
+#[derive(Debug)]
+enum Decoder {
+    Identity(Kept),
+    Gzip(GzDecoder<Kept>),
+    Deflate(ZlibDecoder<Kept>),
+    /// Unknown encoding, or bytes that are not what they claimed to be.
+    Unreadable,
+}
+
+impl BodyReader {
+    /// `content_encoding` is the answer's header.
+    pub fn new(endpoint: Endpoint, content_encoding: Option<&str>) -> Self {
+        let kept = Kept::default();
+        let encoding = content_encoding.unwrap_or("identity").trim().to_ascii_lowercase();
+        let decoder = match encoding.as_str() {
+            "identity" | "" => Decoder::Identity(kept),
+            "gzip" | "x-gzip" => Decoder::Gzip(GzDecoder::new(kept)),
+            "deflate" => Decoder::Deflate(ZlibDecoder::new(kept)),
+            _ => Decoder::Unreadable,
+        };
+        Self { endpoint, decoder }
+    }
+
+    pub fn push(&mut self, bytes: &[u8]) {
+        let written = match &mut self.decoder {
+            Decoder::Identity(kept) => kept.write_all(bytes),
+            Decoder::Gzip(decoder) => decoder.write_all(bytes),
+            Decoder::Deflate(decoder) => decoder.write_all(bytes),
+            Decoder::Unreadable => Ok(()),
+        };
+        if written.is_err() {
+            self.decoder = Decoder::Unreadable;
+        }
+    }
+
+    /// What the answer reported, once it is complete. `None` when there is no usage in it, or it cannot be
+    /// read.
+    pub fn finish(self) -> Option<Reported> {
+        let kept = match self.decoder {
+            Decoder::Identity(kept) => kept,
+            Decoder::Gzip(decoder) => decoder.finish().ok()?,
+            Decoder::Deflate(decoder) => decoder.finish().ok()?,
+            Decoder::Unreadable => return None,
+        };
+        kept.reported(self.endpoint)
+    }
+}
+
+/// A body, whole or its two ends.
+#[derive(Debug, Default)]
+struct Kept {
+    bytes: Vec<u8>,
+    seen: usize,
+}
+
+impl Kept {
+    fn reported(&self, endpoint: Endpoint) -> Option<Reported> {
+        if self.seen == self.bytes.len() {
+            return usage::from_body(endpoint, &self.bytes);
+        }
+        let (head, tail) = self.bytes.split_at(HEAD_BYTES);
+        Some(Reported {
+            usage: usage::from_tail(endpoint, tail)?,
+            tier: text_member(head, tail, b"\"service_tier\"")
+                .and_then(|tier| crate::economics::Tier::named(&tier))
+                .unwrap_or_default(),
+            model: text_member(head, tail, b"\"model\""),
+            id: text_member(head, &[], b"\"id\""),
+        })
+    }
+}
+
+/// The value of a key in the head or, failing that, the last one in the tail.
+fn text_member(head: &[u8], tail: &[u8], key: &[u8]) -> Option<String> {
+    let read = |text: &[u8], at: usize| {
+        let value = usage::after_colon(&text[at + key.len()..])?;
+        let end = json::value_end(value)?;
+        json::string(&value[..end]).map(std::borrow::Cow::into_owned)
+    };
+    let in_head = memchr::memmem::find_iter(head, key).find_map(|at| read(head, at));
+    in_head.or_else(|| memchr::memmem::rfind_iter(tail, key).find_map(|at| read(tail, at)))
+}
+
+impl Write for Kept {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if self.seen + bytes.len() > MAX_DECODED_BYTES {
+            return Err(std::io::Error::other("the answer is too long to be read"));
+        }
+        self.seen += bytes.len();
+        self.bytes.extend_from_slice(bytes);
+        let is_too_long = self.seen > MAX_KEPT_BYTES && self.bytes.len() > HEAD_BYTES + 2 * TAIL_BYTES;
+        if is_too_long {
+            self.bytes.drain(HEAD_BYTES..self.bytes.len() - TAIL_BYTES);
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use flate2::Compression;
+    use flate2::write::{GzEncoder, ZlibEncoder};
+
+    use super::*;
+    use crate::economics::Usage;
+
+    const BODY: &[u8] = br#"{"id":"e","model":"m","usage":{"prompt_tokens":8,"completion_tokens":3}}"#;
+
+    fn read(encoding: Option<&str>, bytes: &[u8], step: usize) -> Option<Reported> {
+        let mut reader = BodyReader::new(Endpoint::ChatCompletions, encoding);
+        bytes.chunks(step).for_each(|piece| reader.push(piece));
+        reader.finish()
+    }
+
+    #[test]
+    fn usage_is_found_however_the_body_is_cut_and_encoded() {
+        let mut gzip = GzEncoder::new(Vec::new(), Compression::default());
+        gzip.write_all(BODY).unwrap();
+        let mut zlib = ZlibEncoder::new(Vec::new(), Compression::default());
+        zlib.write_all(BODY).unwrap();
+        let (gzip, zlib) = (gzip.finish().unwrap(), zlib.finish().unwrap());
+        for step in 1..100 {
+            for (encoding, bytes) in [(None, BODY), (Some("GZip"), &gzip[..]), (Some("deflate"), &zlib[..])] {
+                assert_eq!(
+                    read(encoding, bytes, step).unwrap().usage,
+                    Usage::new(8, 3),
+                    "{encoding:?} {step}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_decoded_reports_nothing() {
+        assert_eq!(read(Some("br"), BODY, 10), None);
+        assert_eq!(read(Some("gzip"), BODY, 10), None);
+    }
+
+    #[test]
+    fn of_a_huge_answer_the_two_ends_are_enough() {
+        let numbers = "0.125,".repeat(2_000_000);
+        let body = format!(
+            r#"{{"object":"list","id":"emb-1","data":[{{"embedding":[{numbers}1]}}],"model":"big","usage":{{"prompt_tokens":8,"total_tokens":8}}}}"#
+        );
+        let mut reader = BodyReader::new(Endpoint::Embeddings, None);
+        for piece in body.as_bytes().chunks(16 << 10) {
+            reader.push(piece);
+            let Decoder::Identity(kept) = &reader.decoder else { panic!("not encoded") };
+            assert!(kept.bytes.len() <= MAX_KEPT_BYTES + (16 << 10));
+        }
+        let reported = reader.finish().unwrap();
+        assert_eq!(
+            (reported.usage, reported.model.as_deref(), reported.id.as_deref()),
+            (Usage::new(8, 0), Some("big"), Some("emb-1"))
+        );
+    }
+}

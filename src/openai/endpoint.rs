@@ -1,0 +1,156 @@
+//! Which of OpenAI's endpoints a request is for.
+
+use http::Method;
+
+/// An endpoint, as far as it is told apart. The name is also a metric label and a column of the ledger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Endpoint {
+    ChatCompletions,
+    Completions,
+    Responses,
+    Embeddings,
+    Models,
+    Model,
+    AudioTranscriptions,
+    AudioTranslations,
+    AudioSpeech,
+    Images,
+    Moderations,
+    Batches,
+    Files,
+    Realtime,
+    /// Anthropic's `/v1/messages`.
+    Messages,
+    Other,
+}
+
+impl Endpoint {
+    /// Understands `/v1/..`, and Azure's `/openai/v1/..` and `/openai/deployments/{deployment}/..`.
+    /// `path` has no query. Reading back what is stored
+    /// (`GET /v1/responses/{id}`) is [`Endpoint::Other`]: nothing is generated, so nothing may be billed.
+    pub fn of(method: &Method, path: &str) -> Self {
+        let Some(rest) = below_version(path) else { return Self::Other };
+        let mut segments = rest.splitn(3, '/');
+        let shape = (method.as_str(), segments.next().unwrap_or(""), segments.next(), segments.next());
+        match shape {
+            ("POST", "chat", Some("completions"), None) => Self::ChatCompletions,
+            ("POST", "completions", None, None) => Self::Completions,
+            ("POST", "responses", None, None) => Self::Responses,
+            ("POST", "embeddings", None, None) => Self::Embeddings,
+            ("GET" | "HEAD", "models", None, None) => Self::Models,
+            ("GET" | "HEAD", "models", Some(id), _) if !id.is_empty() => Self::Model,
+            ("POST", "audio", Some("transcriptions"), None) => Self::AudioTranscriptions,
+            ("POST", "audio", Some("translations"), None) => Self::AudioTranslations,
+            ("POST", "audio", Some("speech"), None) => Self::AudioSpeech,
+            ("POST", "images", Some("generations" | "edits" | "variations"), None) => Self::Images,
+            ("POST", "moderations", None, None) => Self::Moderations,
+            (_, "batches", _, _) => Self::Batches,
+            (_, "files", _, _) => Self::Files,
+            ("GET" | "CONNECT", "realtime", None, None) => Self::Realtime,
+            ("POST", "messages", None, None) => Self::Messages,
+            _ => Self::Other,
+        }
+    }
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::ChatCompletions => "chat_completions",
+            Self::Completions => "completions",
+            Self::Responses => "responses",
+            Self::Embeddings => "embeddings",
+            Self::Models => "models",
+            Self::Model => "model",
+            Self::AudioTranscriptions => "audio_transcriptions",
+            Self::AudioTranslations => "audio_translations",
+            Self::AudioSpeech => "audio_speech",
+            Self::Images => "images",
+            Self::Moderations => "moderations",
+            Self::Batches => "batches",
+            Self::Files => "files",
+            Self::Realtime => "realtime",
+            Self::Messages => "messages",
+            Self::Other => "other",
+        }
+    }
+
+    /// Whether calls are read, routed, counted and priced. Every other call passes through.
+    pub const fn is_routed(self) -> bool {
+        matches!(self, Self::ChatCompletions | Self::Completions | Self::Responses | Self::Embeddings)
+    }
+
+    /// Whether a stream of it says its usage only when `stream_options.include_usage` asks for that.
+    pub const fn takes_stream_options(self) -> bool {
+        matches!(self, Self::ChatCompletions | Self::Completions)
+    }
+}
+
+/// The deployment in an Azure path, which stands for the model: `/openai/deployments/{deployment}/..`.
+pub fn azure_deployment(path: &str) -> Option<&str> {
+    path.strip_prefix("/openai/deployments/")?.split('/').next().filter(|name| !name.is_empty())
+}
+
+/// What follows the version, or Azure's deployment.
+fn below_version(path: &str) -> Option<&str> {
+    if let Some(deployment) = path.strip_prefix("/openai/deployments/") {
+        return deployment.split_once('/').map(|(_, rest)| rest);
+    }
+    path.strip_prefix("/openai").unwrap_or(path).strip_prefix("/v1/")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endpoint_is_known_by_method_and_path() {
+        for (method, path, expected) in [
+            ("POST", "/v1/chat/completions", Endpoint::ChatCompletions),
+            ("POST", "/openai/v1/chat/completions", Endpoint::ChatCompletions),
+            ("POST", "/openai/deployments/gpt-4o/chat/completions", Endpoint::ChatCompletions),
+            ("POST", "/openai/deployments/ada/embeddings", Endpoint::Embeddings),
+            ("POST", "/v1/completions", Endpoint::Completions),
+            ("POST", "/v1/responses", Endpoint::Responses),
+            ("GET", "/v1/responses/resp_1", Endpoint::Other),
+            ("POST", "/v1/responses/resp_1/cancel", Endpoint::Other),
+            ("GET", "/v1/chat/completions", Endpoint::Other),
+            ("GET", "/v1/chat/completions/chatcmpl-1/messages", Endpoint::Other),
+            ("POST", "/v1/chat/completions/", Endpoint::Other),
+            ("GET", "/v1/models", Endpoint::Models),
+            ("GET", "/v1/models/", Endpoint::Other),
+            ("GET", "/v1/models/meta-llama/Llama-3.1-8B-Instruct", Endpoint::Model),
+            ("DELETE", "/v1/models/ft:x", Endpoint::Other),
+            ("POST", "/v1/audio/transcriptions", Endpoint::AudioTranscriptions),
+            ("POST", "/v1/audio/translations", Endpoint::AudioTranslations),
+            ("POST", "/v1/audio/speech", Endpoint::AudioSpeech),
+            ("POST", "/v1/images/edits", Endpoint::Images),
+            ("POST", "/v1/moderations", Endpoint::Moderations),
+            ("GET", "/v1/files/file-1/content", Endpoint::Files),
+            ("POST", "/v1/batches", Endpoint::Batches),
+            ("GET", "/v1/realtime", Endpoint::Realtime),
+            ("POST", "/v1/realtime/sessions", Endpoint::Other),
+            ("POST", "/v1/messages", Endpoint::Messages),
+            ("POST", "/v1/messages/count_tokens", Endpoint::Other),
+            ("POST", "/chat/completions", Endpoint::Other),
+            ("POST", "/elsewhere/v1/chat/completions", Endpoint::Other),
+            ("GET", "/", Endpoint::Other),
+            ("OPTIONS", "/v1/chat/completions", Endpoint::Other),
+        ] {
+            let method = Method::from_bytes(method.as_bytes()).unwrap();
+            assert_eq!(Endpoint::of(&method, path), expected, "{method} {path}");
+        }
+    }
+
+    #[test]
+    fn the_deployment_of_an_azure_path_is_its_model() {
+        assert_eq!(azure_deployment("/openai/deployments/gpt-4o/chat/completions"), Some("gpt-4o"));
+        assert_eq!(azure_deployment("/openai/v1/chat/completions"), None);
+    }
+
+    #[test]
+    fn four_posts_are_routed() {
+        let routed =
+            [Endpoint::ChatCompletions, Endpoint::Completions, Endpoint::Responses, Endpoint::Embeddings];
+        assert!(routed.into_iter().all(Endpoint::is_routed));
+        assert!(!Endpoint::Messages.is_routed() && !Endpoint::Other.is_routed());
+    }
+}
