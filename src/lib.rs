@@ -7,3 +7,4 @@ pub mod clock;
 pub mod config;
 pub mod economics;
 pub mod ledger;
+pub mod upstream;
