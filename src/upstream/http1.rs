@@ -10,6 +10,7 @@
 pub mod decode;
 
 use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker, ready};
 
@@ -215,12 +216,14 @@ impl Outgoing {
         let of_head = written.min(self.head.len());
         self.head.advance(of_head);
         self.body.advance(written - of_head);
+        if self.is_empty() {
+            // An empty `Bytes` would still hold the buffer that the request was received in.
+            *self = Self::default();
+        }
     }
 
     fn fail(&mut self, error: io::Error) {
-        self.head.clear();
-        self.body.clear();
-        self.failure = Some(error);
+        *self = Self { failure: Some(error), ..Self::default() };
     }
 }
 
@@ -233,19 +236,20 @@ fn is_hang_up(error: &io::Error) -> bool {
 
 /// Fields that belong to one hop, or that this module writes itself.
 pub fn is_own_field(name: &HeaderName) -> bool {
-    [
-        header::HOST,
-        header::CONTENT_LENGTH,
-        header::TRANSFER_ENCODING,
-        header::CONNECTION,
-        header::TE,
-        header::TRAILER,
-        header::UPGRADE,
-        header::EXPECT,
-        header::PROXY_AUTHORIZATION,
-    ]
-    .contains(name)
-        || matches!(name.as_str(), "keep-alive" | "proxy-connection")
+    matches!(
+        name.as_str(),
+        "host"
+            | "content-length"
+            | "transfer-encoding"
+            | "connection"
+            | "keep-alive"
+            | "proxy-connection"
+            | "proxy-authorization"
+            | "te"
+            | "trailer"
+            | "upgrade"
+            | "expect"
+    )
 }
 
 fn write_head(request: &RequestHead<'_>, body_length: usize) -> Bytes {
@@ -279,9 +283,10 @@ fn write_field(head: &mut Vec<u8>, name: &str, value: &[u8]) {
 
 /// Field values share the memory of the head; nothing is copied but unusual names.
 fn read_head(head: &Bytes, method: &Method) -> Result<Answer, WireError> {
-    let mut fields = [httparse::EMPTY_HEADER; MAX_HEADERS];
-    let mut parsed = httparse::Response::new(&mut fields);
-    match parsed.parse(head) {
+    let mut fields = [const { MaybeUninit::uninit() }; MAX_HEADERS];
+    let mut parsed = httparse::Response::new(&mut []);
+    let parser = httparse::ParserConfig::default();
+    match parser.parse_response_with_uninit_headers(&mut parsed, head, &mut fields) {
         Ok(httparse::Status::Complete(_)) => {}
         Ok(httparse::Status::Partial) => return Err(WireError::Malformed("the head ends too early")),
         Err(httparse::Error::TooManyHeaders) => {

@@ -74,6 +74,20 @@ struct Idle {
     since: Stopwatch,
 }
 
+/// How long a connection had rested when it was taken for a call.
+#[derive(Debug, Clone, Copy)]
+struct Rest {
+    since: Stopwatch,
+    lasted: Duration,
+}
+
+impl Rest {
+    /// Whether it was taken no longer than `limit` ago.
+    fn is_within(&self, limit: Duration) -> bool {
+        self.since.elapsed() < self.lasted + limit
+    }
+}
+
 impl Pool {
     pub fn new(base_url: &str, settings: PoolSettings) -> Result<Self, BadBaseUrl> {
         let bad = || BadBaseUrl { url: base_url.to_owned() };
@@ -106,11 +120,10 @@ impl Pool {
         let shared = &*self.0;
         let target = [shared.prefix.as_str(), target];
         let request = RequestHead { method, target: &target, host: &shared.host_field, headers };
-        if let Some(mut connection) = self.checkout() {
-            let sent = Stopwatch::start();
+        if let Some((mut connection, rest)) = self.checkout() {
             match connection.exchange(&request, body.clone()).await {
                 Ok(answer) => return Ok(self.respond(connection, answer)),
-                Err(WireError::Closed) if sent.elapsed() < STALE_WITHIN => {}
+                Err(WireError::Closed) if rest.is_within(STALE_WITHIN) => {}
                 Err(error) => return Err(error.into()),
             }
         }
@@ -135,11 +148,12 @@ impl Pool {
         self.0.idle().len()
     }
 
-    fn checkout(&self) -> Option<Connection> {
+    fn checkout(&self) -> Option<(Connection, Rest)> {
         loop {
-            let mut idle = self.0.idle().pop()?;
-            if idle.since.elapsed() < self.0.settings.idle_timeout && idle.connection.is_quiet() {
-                return Some(idle.connection);
+            let Idle { mut connection, since } = self.0.idle().pop()?;
+            let rest = Rest { since, lasted: since.elapsed() };
+            if rest.lasted < self.0.settings.idle_timeout && connection.is_quiet() {
+                return Some((connection, rest));
             }
         }
     }
