@@ -16,3 +16,4 @@ pub mod simulator;
 pub mod metrics;
 pub mod openai;
 pub mod prices;
+pub mod upstream;

@@ -6,3 +6,4 @@ mod metrics;
 
 mod fake;
 mod support;
+mod upstream_pool;

@@ -1,0 +1,4 @@
+//! The side that we call.
+
+pub mod http1;
+pub mod pool;
