@@ -12,5 +12,5 @@ pub mod economics;
 pub mod fleet;
 pub mod health;
 pub mod ledger;
-pub mod simulator;
 pub mod metrics;
+pub mod simulator;

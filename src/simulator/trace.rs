@@ -43,7 +43,10 @@ struct Columns {
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 
 /// Visits the rows of a CSV trace in their order; gzip is recognised by its first bytes.
-pub fn read(mut source: impl Read, mut visit: impl FnMut(TraceEvent) -> Result<(), TraceError>) -> Result<(), TraceError> {
+pub fn read(
+    mut source: impl Read,
+    mut visit: impl FnMut(TraceEvent) -> Result<(), TraceError>,
+) -> Result<(), TraceError> {
     let mut magic = [0; 2];
     let got = read_up_to(&mut source, &mut magic).map_err(csv::Error::from)?;
     let rest = magic[..got].chain(source);
@@ -65,7 +68,10 @@ fn read_up_to(source: &mut impl Read, buffer: &mut [u8]) -> std::io::Result<usiz
     Ok(got)
 }
 
-fn read_csv(source: impl Read, visit: &mut dyn FnMut(TraceEvent) -> Result<(), TraceError>) -> Result<(), TraceError> {
+fn read_csv(
+    source: impl Read,
+    visit: &mut dyn FnMut(TraceEvent) -> Result<(), TraceError>,
+) -> Result<(), TraceError> {
     let mut reader = csv::ReaderBuilder::new().buffer_capacity(1 << 16).from_reader(source);
     let columns = columns(reader.byte_headers()?)?;
     let mut row = csv::ByteRecord::new();
