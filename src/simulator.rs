@@ -1,4 +1,7 @@
 //! Replays demand in virtual time through the very policies that run live.
+//!
+//! A trace becomes a [`Tally`] of what its traffic costs and takes, a slot each; scaled, it is the [`Demand`]
+//! that [`engine`] serves under a policy, and [`hindsight`] prices for somebody who knew it all.
 
 pub mod engine;
 pub mod fleet;
@@ -7,7 +10,80 @@ pub mod trace;
 
 use std::time::Duration;
 
-use crate::economics::{NanoUsd, PoolSpec, Slot};
+use trace::TraceError;
+
+use crate::economics::layers::slots_in;
+use crate::economics::time::millis;
+use crate::economics::{Capacity, NanoUsd, PoolSpec, PriceCard, Slot, Tier, Usage, Work, break_even};
+
+/// Slots of one trace at most, 38 years of minutes: a wrong arrival must not eat the memory.
+pub const MOST_SLOTS: usize = 20_000_000;
+
+/// The slots of a trace while it is read.
+#[derive(Debug, Clone)]
+pub struct Tally {
+    slot: Duration,
+    slots: Vec<Slot>,
+}
+
+impl Tally {
+    /// An empty tally with slots of that length, at least a millisecond.
+    pub fn new(slot: Duration) -> Self {
+        Self { slot: slot.max(Duration::from_millis(1)), slots: Vec::new() }
+    }
+
+    /// Adds what arrived so long after the start of the trace.
+    pub fn add(&mut self, arrival: Duration, seen: Slot) -> Result<(), TraceError> {
+        let index = usize::try_from(arrival.as_millis() / self.slot.as_millis()).unwrap_or(usize::MAX);
+        if index >= MOST_SLOTS {
+            return Err(TraceError::TooLong { arrival });
+        }
+        if self.slots.len() <= index {
+            self.slots.resize(index + 1, Slot::default());
+        }
+        self.slots[index] += seen;
+        Ok(())
+    }
+
+    /// The demand of a horizon (by default the trace's own), every sum times `scale`.
+    pub fn demand(&self, scale: f64, horizon: Option<Duration>) -> Demand {
+        let count = horizon.map_or(self.slots.len(), |horizon| slots_in(horizon, self.slot) as usize);
+        let count = count.min(MOST_SLOTS);
+        let mut slots: Vec<Slot> = self.slots.iter().take(count).map(|slot| times(slot, scale)).collect();
+        slots.resize(count, Slot::default());
+        Demand { slot: self.slot, slots }
+    }
+
+    /// The scale at which the mean API bill is `rho` times the rent of one replica; none for a free trace.
+    pub fn scale_for(&self, rho: f64, pool: &PoolSpec, horizon: Option<Duration>) -> Option<f64> {
+        let unscaled = self.demand(1.0, horizon).rho(pool)?;
+        (unscaled > 0.0).then(|| rho / unscaled)
+    }
+}
+
+/// What a call costs on the API and takes of a replica.
+pub fn priced(card: &PriceCard, capacity: &Capacity, usage: &Usage, requests: u64) -> Slot {
+    // A sum of several calls is no long context.
+    let cost = if requests > 1 { card.standard.cost(usage) } else { card.cost(usage, Tier::Standard) };
+    Slot { api_cost: cost, work: capacity.work(usage), requests, tokens: usage.total_tokens() }
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "`as` saturates; a scale is positive"
+)]
+#[expect(clippy::cast_precision_loss, reason = "a scale is no exact number")]
+fn times(slot: &Slot, scale: f64) -> Slot {
+    let scaled = |amount: u64| (amount as f64 * scale).round() as u64;
+    let api_cost = (slot.api_cost.as_nanos() as f64 * scale).round() as i64;
+    Slot {
+        api_cost: NanoUsd::from_nanos(api_cost),
+        work: Work(scaled(slot.work.0)),
+        requests: scaled(slot.requests),
+        tokens: scaled(slot.tokens),
+    }
+}
 
 /// Demand cut into slots.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,10 +95,37 @@ pub struct Demand {
 impl Demand {
     /// Rent of one replica for one slot.
     pub fn slot_rent(&self, pool: &PoolSpec) -> NanoUsd {
-        pool.rent_between(0, crate::economics::time::millis(self.slot))
+        pool.rent_between(0, millis(self.slot))
+    }
+
+    /// All slots together.
+    pub fn total(&self) -> Slot {
+        self.slots.iter().fold(Slot::default(), |mut sum, slot| {
+            sum += *slot;
+            sum
+        })
     }
 
     pub fn api_cost(&self) -> NanoUsd {
         self.slots.iter().map(|slot| slot.api_cost).sum()
+    }
+
+    /// Mean API bill over the rent of one replica; none without slots or rent.
+    #[expect(clippy::cast_precision_loss, reason = "a ratio, not an amount")]
+    pub fn rho(&self, pool: &PoolSpec) -> Option<f64> {
+        let rent = pool.hourly.to_usd_f64() * self.slots.len() as f64 * self.slot.as_secs_f64() / 3600.0;
+        (rent > 0.0).then(|| self.api_cost().to_usd_f64() / rent)
+    }
+
+    pub fn kappa(&self, pool: &PoolSpec) -> Option<f64> {
+        break_even::kappa(pool, &self.total())
+    }
+
+    /// The pool with no more replicas than the busiest slot can fill: the cap of every policy and of the
+    /// optimum.
+    #[must_use]
+    pub fn capped(&self, pool: &PoolSpec) -> PoolSpec {
+        let busiest = self.slots.iter().map(|slot| slot.replicas_filled(self.slot)).max().unwrap_or(0);
+        PoolSpec { max_replicas: pool.max_replicas.min(busiest), ..pool.clone() }
     }
 }

@@ -1,6 +1,6 @@
 //! The loop: show the finished slot to the policy, carry out what it wants, serve, bill.
 
-use crate::economics::layers::slots_in;
+use crate::economics::layers::{offered, slots_in};
 use crate::economics::{Billing, NanoUsd, Policy, PoolSpec, Slot, Timestamp};
 
 use super::Demand;
@@ -11,17 +11,24 @@ use super::fleet::SimulatedFleet;
 pub struct Outcome {
     pub name: String,
     pub api: NanoUsd,
+    /// Rent of the replicas, and fees paid per request.
     pub rent: NanoUsd,
     pub replica_hours: f64,
     pub starts: u64,
     pub api_requests: u64,
     pub self_hosted_requests: u64,
-    /// The target of each slot.
-    pub schedule: Vec<u32>,
-    /// Replicas that served in each slot.
-    pub ready: Vec<u32>,
-    /// API bill and rent of each slot, for the picture.
-    pub spent: Vec<NanoUsd>,
+    pub slots: Vec<ServedSlot>,
+}
+
+/// One slot of a run, for the picture and the schedule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ServedSlot {
+    /// Replicas wanted.
+    pub target: u32,
+    /// Replicas that served.
+    pub ready: u32,
+    /// API bill and rent.
+    pub spent: NanoUsd,
 }
 
 impl Outcome {
@@ -30,23 +37,20 @@ impl Outcome {
     }
 }
 
-/// Replays `demand` under `policy`, starting with an empty fleet at `start`.
+/// Replays `demand` under `policy`, from an empty fleet, the first slot beginning at `start`.
 pub fn run(policy: &mut dyn Policy, pool: &PoolSpec, demand: &Demand, start: Timestamp) -> Outcome {
-    let name = policy.name().to_owned();
-    let mut finished = Slot::default();
-    let mut at = start;
-    let target = |_: u32, slot: &Slot, fleet: &SimulatedFleet, now: u32| {
+    let name = policy.name();
+    let (mut finished, mut at) = (Slot::default(), start);
+    replay(name, pool, demand, |slot, fleet, now| {
         let decision = policy.decide(pool, at, &finished, fleet.seen_at(now));
-        finished = *slot;
-        at = at + demand.slot;
+        (finished, at) = (*slot, at + demand.slot);
         decision.target_replicas
-    };
-    replay(name, pool, demand, target)
+    })
 }
 
 /// Replays `demand` with a constant fleet.
 pub fn run_fixed(replicas: u32, pool: &PoolSpec, demand: &Demand) -> Outcome {
-    replay("fixed".to_owned(), pool, demand, |_, _, _, _| replicas)
+    replay("fixed", pool, demand, |_, _, _| replicas)
 }
 
 /// The cheapest constant fleet, chosen with hindsight.
@@ -54,41 +58,97 @@ pub fn best_fixed(pool: &PoolSpec, demand: &Demand) -> Outcome {
     (0..=pool.max_replicas)
         .map(|replicas| run_fixed(replicas, pool, demand))
         .min_by_key(Outcome::total)
-        .expect("zero replicas is always a choice")
+        .expect("no replicas at all is always a choice")
 }
 
 fn replay(
-    name: String,
+    name: &str,
     pool: &PoolSpec,
     demand: &Demand,
-    mut target: impl FnMut(u32, &Slot, &SimulatedFleet, u32) -> u32,
+    mut target: impl FnMut(&Slot, &SimulatedFleet, u32) -> u32,
 ) -> Outcome {
-    let mut fleet = SimulatedFleet::new(slots_in(pool.startup, demand.slot), slots_in(pool.minimum, demand.slot));
-    let mut outcome = Outcome {
-        name,
-        api: NanoUsd::ZERO,
-        rent: NanoUsd::ZERO,
-        replica_hours: 0.0,
-        starts: 0,
-        api_requests: 0,
-        self_hosted_requests: 0,
-        schedule: Vec::with_capacity(demand.slots.len()),
-        ready: Vec::with_capacity(demand.slots.len()),
-        spent: Vec::with_capacity(demand.slots.len()),
-    };
-    let rent = demand.slot_rent(pool);
-    for (index, slot) in demand.slots.iter().enumerate() {
-        let now = u32::try_from(index).expect("a horizon is below 2^32 slots");
-        let wanted = target(now, slot, &fleet, now).min(pool.max_replicas);
-        fleet.hold(wanted, now);
-        let ready = fleet.pass(now);
-        let api = slot.api_cost - slot.saved_by(pool, ready, demand.slot);
-        outcome.api += api;
-        outcome.schedule.push(wanted);
-        outcome.ready.push(ready);
+    let mut fleet = fleet(pool, demand);
+    let mut served = Served::default();
+    let mut slots = Vec::with_capacity(demand.slots.len());
+    let slot_rent = demand.slot_rent(pool);
+    for (slot, now) in demand.slots.iter().zip(0..) {
+        let target = target(slot, &fleet, now).min(pool.max_replicas);
+        fleet.hold(target, now);
+        let (ready, billed) = fleet.pass(now);
+        let spent = served.add(pool, demand, slot, ready) + rent(pool, slot_rent, billed);
+        slots.push(ServedSlot { target, ready, spent });
     }
-    fleet.settle(u32::try_from(demand.slots.len()).expect("a horizon is below 2^32 slots"));
-    outcome.rent = NanoUsd::from_nanos(rent.as_nanos() * i64::try_from(fleet.replica_slots()).expect("fits"));
-    outcome.starts = fleet.starts();
-    outcome
+    let unpaid = fleet.settle(u32::try_from(demand.slots.len()).expect("a horizon is below 2^32 slots"));
+    let settled = rent(pool, slot_rent, unpaid);
+    if let Some(last) = slots.last_mut() {
+        last.spent += settled;
+    }
+    let spent: NanoUsd = slots.iter().map(|slot| slot.spent).sum();
+    Outcome {
+        name: name.to_owned(),
+        api: served.api,
+        rent: spent - served.api,
+        replica_hours: hours(fleet.replica_slots(), demand),
+        starts: fleet.starts(),
+        api_requests: demand.total().requests - served.whole_requests(),
+        self_hosted_requests: served.whole_requests(),
+        slots,
+    }
+}
+
+/// A replica that is paid anyway is there from the beginning; one that is paid by use costs nothing to hold.
+fn fleet(pool: &PoolSpec, demand: &Demand) -> SimulatedFleet {
+    match pool.billing {
+        Billing::Committed => SimulatedFleet::standing(pool.max_replicas),
+        Billing::WhileRunning | Billing::PerUse => {
+            SimulatedFleet::new(slots_in(pool.startup, demand.slot), slots_in(pool.minimum, demand.slot))
+        }
+    }
+}
+
+fn rent(pool: &PoolSpec, slot_rent: NanoUsd, billed: u64) -> NanoUsd {
+    match pool.billing {
+        Billing::PerUse => NanoUsd::ZERO,
+        Billing::Committed | Billing::WhileRunning => slot_rent.mul_div_floor(billed, 1),
+    }
+}
+
+/// What has been served so far.
+#[derive(Debug, Default)]
+struct Served {
+    api: NanoUsd,
+    requests: f64,
+}
+
+impl Served {
+    /// Serves a slot; answers the API bill, the fees paid per request, and the rent of work paid by use.
+    #[expect(clippy::cast_precision_loss, reason = "shares of requests, not amounts")]
+    fn add(&mut self, pool: &PoolSpec, demand: &Demand, slot: &Slot, ready: u32) -> NanoUsd {
+        let room = offered(ready, demand.slot);
+        let saved = slot.saved_by(pool, ready, demand.slot);
+        if saved == NanoUsd::ZERO {
+            self.api += slot.api_cost;
+            return slot.api_cost;
+        }
+        let work = slot.work.0.min(room);
+        let kept =
+            if room >= slot.work.0 { slot.api_cost } else { slot.api_cost.mul_div_floor(room, slot.work.0) };
+        self.requests += slot.requests as f64 * work as f64 / slot.work.0.max(1) as f64;
+        self.api += slot.api_cost - kept;
+        let by_use = match pool.billing {
+            Billing::PerUse => pool.hourly.mul_div_floor(work, 3_600_000_000),
+            Billing::Committed | Billing::WhileRunning => NanoUsd::ZERO,
+        };
+        slot.api_cost - saved + by_use
+    }
+
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a sum of shares of counts")]
+    fn whole_requests(&self) -> u64 {
+        self.requests.round() as u64
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "hours, not an amount")]
+fn hours(replica_slots: u64, demand: &Demand) -> f64 {
+    replica_slots as f64 * demand.slot.as_secs_f64() / 3600.0
 }

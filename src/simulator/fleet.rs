@@ -2,6 +2,9 @@
 
 use crate::economics::Fleet;
 
+/// Minimum of replicas that are paid anyway.
+const FOR_EVER: u32 = u32::MAX;
+
 /// The replicas of one pool, counted in slots.
 #[derive(Debug, Clone)]
 pub struct SimulatedFleet {
@@ -19,6 +22,11 @@ impl SimulatedFleet {
         Self { startup, minimum, ordered: Vec::new(), starts: 0, replica_slots: 0 }
     }
 
+    /// A fleet that is there from the beginning, whatever is wanted.
+    pub fn standing(replicas: u32) -> Self {
+        Self { ordered: vec![0; replicas as usize], minimum: FOR_EVER, ..Self::new(0, 0) }
+    }
+
     /// The replicas at the beginning of slot `now`.
     pub fn seen_at(&self, now: u32) -> Fleet {
         let ready = self.ready_at(now);
@@ -33,21 +41,29 @@ impl SimulatedFleet {
             self.starts += 1;
         }
         while self.len() > target {
-            let Some(index) = self.ordered.iter().rposition(|ordered| now - ordered >= self.minimum) else { return };
+            let Some(index) = self.ordered.iter().rposition(|ordered| now - ordered >= self.minimum) else {
+                return;
+            };
             self.ordered.remove(index);
         }
     }
 
-    /// Bills slot `now` and answers how many replicas serve in it.
-    pub fn pass(&mut self, now: u32) -> u32 {
-        self.replica_slots += self.ordered.len() as u64;
-        self.ready_at(now)
+    /// Passes slot `now`: how many replicas serve in it, and how many are billed.
+    pub fn pass(&mut self, now: u32) -> (u32, u64) {
+        let billed = u64::from(self.len());
+        self.replica_slots += billed;
+        (self.ready_at(now), billed)
     }
 
-    /// Bills what the minimums of the replicas that are left still demand at the horizon.
-    pub fn settle(&mut self, horizon: u32) {
+    /// Bills what the minimums of the replicas that are left still demand at the horizon, in replica-slots.
+    pub fn settle(&mut self, horizon: u32) -> u64 {
+        if self.minimum == FOR_EVER {
+            return 0;
+        }
         let unpaid = |ordered: &u32| u64::from(self.minimum.saturating_sub(horizon - ordered));
-        self.replica_slots += self.ordered.iter().map(unpaid).sum::<u64>();
+        let unpaid = self.ordered.iter().map(unpaid).sum();
+        self.replica_slots += unpaid;
+        unpaid
     }
 
     pub fn starts(&self) -> u64 {
@@ -66,5 +82,51 @@ impl SimulatedFleet {
     fn ready_at(&self, now: u32) -> u32 {
         let ready = self.ordered.iter().filter(|ordered| now - **ordered >= self.startup).count();
         u32::try_from(ready).expect("a fleet is at most `max_replicas`")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_replica_is_billed_from_the_order_and_serves_after_the_start() {
+        let mut fleet = SimulatedFleet::new(2, 1);
+        let passed: Vec<_> = (0..4)
+            .map(|now| {
+                fleet.hold(1, now);
+                fleet.pass(now)
+            })
+            .collect();
+        assert_eq!(passed, [(0, 1), (0, 1), (1, 1), (1, 1)]);
+        assert_eq!((fleet.starts(), fleet.replica_slots()), (1, 4));
+    }
+
+    #[test]
+    fn a_stop_waits_for_the_minimum_and_the_youngest_stops_first() {
+        let mut fleet = SimulatedFleet::new(0, 3);
+        fleet.hold(1, 0);
+        fleet.hold(2, 2);
+        fleet.hold(0, 3);
+        assert_eq!(fleet.seen_at(3).ready, 1, "the first has paid its minimum, the second has not");
+        fleet.hold(0, 5);
+        assert_eq!(fleet.seen_at(5), Fleet::default());
+    }
+
+    #[test]
+    fn unpaid_minimums_are_due_at_the_horizon() {
+        let mut fleet = SimulatedFleet::new(0, 10);
+        fleet.hold(2, 4);
+        fleet.pass(4);
+        assert_eq!(fleet.settle(5), 18);
+        assert_eq!(fleet.replica_slots(), 20);
+    }
+
+    #[test]
+    fn a_standing_fleet_is_there_whatever_is_wanted() {
+        let mut fleet = SimulatedFleet::standing(3);
+        fleet.hold(0, 0);
+        assert_eq!(fleet.pass(0), (3, 3));
+        assert_eq!((fleet.settle(1), fleet.starts()), (0, 0));
     }
 }

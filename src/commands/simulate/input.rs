@@ -1,0 +1,117 @@
+//! Where a simulation's traffic comes from: trace files, or the ledger.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+
+use crate::economics::{NanoUsd, Slot, Timestamp};
+use crate::ledger::query;
+use crate::simulator::trace::TraceError;
+use crate::simulator::{Tally, priced, trace};
+
+use super::super::economy::Economy;
+use super::{SimulateArgs, output};
+
+/// Where the ledger is when neither a flag nor a configuration says so.
+const LEDGER: &str = "breakeven.db";
+
+pub(super) struct Source {
+    pub name: String,
+    /// When the first slot begins; a trace file does not know and begins at midnight.
+    pub start: Timestamp,
+    kind: Kind,
+}
+
+enum Kind {
+    Trace(PathBuf),
+    Ledger(PathBuf),
+}
+
+pub(super) fn sources(arguments: &SimulateArgs, economy: &Economy) -> anyhow::Result<Vec<Source>> {
+    if let Some(named) = &arguments.ledger {
+        let configured = economy.ledger.clone().unwrap_or_else(|| PathBuf::from(LEDGER));
+        let path = if named.as_os_str().is_empty() { configured } else { named.clone() };
+        let slot = arguments.slot.unwrap_or(economy.settings.slot);
+        let start = ledger_start(&path, economy, slot)?;
+        return Ok(vec![Source { name: path.display().to_string(), start, kind: Kind::Ledger(path) }]);
+    }
+    Ok(arguments
+        .traces
+        .iter()
+        .map(|path| Source {
+            name: trace_name(path),
+            start: Timestamp::ZERO,
+            kind: Kind::Trace(path.clone()),
+        })
+        .collect())
+}
+
+/// `data/azure.csv.gz` → `azure`.
+fn trace_name(path: &Path) -> String {
+    let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
+    let name = name.strip_suffix(".gz").unwrap_or(&name);
+    name.strip_suffix(".csv").unwrap_or(name).to_owned()
+}
+
+pub(super) fn read(source: &Source, economy: &Economy, slot: Duration) -> anyhow::Result<Tally> {
+    let mut tally = Tally::new(slot);
+    match &source.kind {
+        Kind::Trace(path) => read_file(path, economy, &mut tally)?,
+        Kind::Ledger(path) => read_ledger(path, economy, source.start, &mut tally)?,
+    }
+    Ok(tally)
+}
+
+fn read_file(path: &Path, economy: &Economy, tally: &mut Tally) -> anyhow::Result<()> {
+    let file = File::open(path).context("cannot open it")?;
+    let bytes = file.metadata().map_or(0, |metadata| metadata.len());
+    let bar = output::progress(bytes, "reading");
+    trace::read(bar.wrap_read(file), |event| {
+        let slot = priced(&economy.card, &economy.pool.capacity, &event.usage, event.requests);
+        tally.add(event.arrival, slot)
+    })?;
+    bar.finish_and_clear();
+    Ok(())
+}
+
+const END_OF_TIME: Timestamp = Timestamp::from_millis(i64::MAX.unsigned_abs());
+
+/// Start of the slot of the first call that belongs to the pool's traffic.
+fn ledger_start(path: &Path, economy: &Economy, slot: Duration) -> anyhow::Result<Timestamp> {
+    let mut first = None;
+    query::trace(path, Timestamp::ZERO, END_OF_TIME, |row| {
+        if first.is_none() && belongs(&row, economy) {
+            first = Some(row.opened_at.as_millis());
+        }
+    })?;
+    let Some(first) = first else { bail!("the ledger `{}` has no calls to replay", path.display()) };
+    let slot = u64::try_from(slot.as_millis()).unwrap_or(u64::MAX).max(1);
+    Ok(Timestamp::from_millis(first - first % slot))
+}
+
+/// A call that the pool could have taken: of the chosen route, or of any with both sides when none was chosen.
+fn belongs(row: &query::TraceRow, economy: &Economy) -> bool {
+    match &economy.route {
+        Some(route) => row.route == *route,
+        None => row.api_cost.is_some() && row.work.0 > 0,
+    }
+}
+
+fn read_ledger(path: &Path, economy: &Economy, start: Timestamp, tally: &mut Tally) -> anyhow::Result<()> {
+    let mut failed: Option<TraceError> = None;
+    query::trace(path, start, END_OF_TIME, |row| {
+        if belongs(&row, economy) && failed.is_none() {
+            // What the planner saw: the row's own price and work, whatever flags say of other traffic.
+            let slot = Slot {
+                api_cost: row.api_cost.unwrap_or(NanoUsd::ZERO),
+                work: row.work,
+                requests: 1,
+                tokens: row.usage.total_tokens(),
+            };
+            failed = tally.add(row.opened_at.since(start), slot).err();
+        }
+    })?;
+    failed.map_or(Ok(()), |error| Err(error.into()))
+}
