@@ -3,6 +3,7 @@
 //! What the owner wrote is parsed in `raw`, checked in `validate`, and becomes a [`Config`] only when
 //! nothing is wrong with it. Everything below may rely on that.
 
+pub mod pattern;
 pub mod secret;
 
 use std::collections::{BTreeMap, HashMap};
