@@ -12,6 +12,7 @@ mod read;
 pub mod reload;
 mod scalar;
 mod schema;
+pub mod pattern;
 pub mod secret;
 mod validate;
 

@@ -9,9 +9,10 @@
 //!
 //! docs/replicas.md is the owner's view of it.
 
-pub mod address;
+mod address;
 mod command;
 pub mod event;
+mod reins;
 pub mod rent;
 pub mod replica;
 mod roster;
@@ -38,9 +39,9 @@ use crate::clock::Clock;
 use crate::config::{Backend, BackendKind, Control};
 use crate::economics::{self, Billing, Capacity, NanoUsd, PoolSpec, Timestamp};
 use crate::health::{Circuit, CircuitState};
-use command::Process;
+use reins::Process;
 use roster::{Action, Owner, Report, Roster, Rules};
-use tasks::Hands;
+use tasks::{About, Hands};
 
 /// Real time between two ticks, unless something happens before.
 pub const TICK: Duration = Duration::from_millis(250);
@@ -72,7 +73,7 @@ struct Desk {
     tasks: JoinSet<()>,
     reports: mpsc::Receiver<Report>,
     sender: mpsc::Sender<Report>,
-    /// The start commands of the replicas, while they may run.
+    /// The last start of each replica, which may still be under way.
     processes: Vec<Option<Arc<Process>>>,
     changed: Arc<Notify>,
 }
@@ -328,11 +329,11 @@ impl Desk {
             Action::Start { replica, order } => {
                 let (process, reins) = Process::new();
                 self.processes[replica as usize] = Some(Arc::new(process));
-                self.spawn(tasks::start(hands, replica, order, target, reins));
+                self.spawn(tasks::start(hands, About { replica, order, target }, reins));
             }
             Action::Stop { replica, order, was_ready } => {
                 let process = self.processes[replica as usize].clone();
-                self.spawn(tasks::stop(hands, replica, order, target, process, was_ready));
+                self.spawn(tasks::stop(hands, About { replica, order, target }, process, was_ready));
             }
             Action::Probe { replica, order } => self.spawn(tasks::look(hands, replica, order)),
             Action::ReadQueue { replica } => self.spawn(tasks::read_queue(hands, replica)),

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::process::{Child, Command};
-use tokio::sync::watch;
+
+use super::reins::{Process, Reins};
+use crate::config::pattern;
 
 /// Time between SIGTERM and SIGKILL.
 pub(super) const STOP_GRACE: Duration = Duration::from_secs(20);
@@ -21,49 +23,6 @@ pub(super) struct Subject {
     pub(super) backend: String,
     pub(super) replica: u32,
     pub(super) base_url: String,
-}
-
-/// A start command that may still be running.
-#[derive(Debug)]
-pub(super) struct Process {
-    stop: watch::Sender<bool>,
-    ended: watch::Receiver<bool>,
-}
-
-/// The other end of a [`Process`], for the task that owns the child.
-#[derive(Debug)]
-pub(super) struct Reins {
-    stop: watch::Receiver<bool>,
-    ended: watch::Sender<bool>,
-}
-
-impl Reins {
-    /// Returns when a stop is asked for; never when nobody can ask any more.
-    async fn asked_to_stop(&mut self) {
-        if self.stop.wait_for(|asked| *asked).await.is_err() {
-            std::future::pending::<()>().await;
-        }
-    }
-}
-
-impl Process {
-    pub(super) fn new() -> (Self, Reins) {
-        let (stop, stop_asked) = watch::channel(false);
-        let (ended_by, ended) = watch::channel(false);
-        (Self { stop, ended }, Reins { stop: stop_asked, ended: ended_by })
-    }
-
-    pub(super) fn is_running(&self) -> bool {
-        !*self.ended.borrow()
-    }
-
-    /// Stops it, if it still runs, and waits for its end.
-    async fn end(&self) {
-        self.stop.send_replace(true);
-        let mut ended = self.ended.clone();
-        // An error says that its task is gone, and the child with it or never there.
-        drop(ended.wait_for(|ended| *ended).await);
-    }
 }
 
 /// Runs a start command to its end; `None` when it was stopped by [`stop`].
@@ -82,7 +41,7 @@ pub(super) async fn start(
             }
         },
     };
-    reins.ended.send_replace(true);
+    reins.report_end();
     outcome
 }
 
@@ -122,7 +81,7 @@ async fn run_to_end(argv: &[String], subject: &Subject, limit: Duration) -> Resu
 fn spawn(argv: &[String], subject: &Subject) -> Result<Child, String> {
     let (program, arguments) = argv.split_first().ok_or("the command is empty")?;
     Command::new(program)
-        .args(arguments.iter().map(|argument| super::address::expand(argument, subject.replica)))
+        .args(arguments.iter().map(|argument| pattern::expand(argument, subject.replica)))
         .env("BREAKEVEN_BACKEND", &subject.backend)
         .env("BREAKEVEN_REPLICA", subject.replica.to_string())
         .env("BREAKEVEN_BASE_URL", &subject.base_url)

@@ -5,12 +5,14 @@ use std::time::Duration;
 
 use http::Uri;
 
-use super::command::{self, Process, Reins, Subject};
+use super::command::{self, Subject};
+use super::reins::{Process, Reins};
 use super::replica::Replica;
 use super::roster::Report;
-use super::{server_metrics, webhook};
+use super::server_metrics;
+use super::webhook::{self, Verb};
 use crate::clock::Clock;
-use crate::config::{Backend, BackendKind, Control, Secret};
+use crate::config::{Backend, BackendKind, Control, Secret, pattern};
 use crate::health::probe::{self, Expect, Probe};
 
 /// What tasks need to know.
@@ -76,41 +78,45 @@ impl Hands {
         let url = if pattern.starts_with('/') {
             beside(&replica.base_url, pattern)
         } else {
-            super::address::expand(pattern, replica.index)
+            pattern::expand(pattern, replica.index)
         };
         if let Some(queue) = server_metrics::fetch(&self.client, &url, self.probe_timeout).await {
             replica.note_queue(self.clock.now(), &queue);
         }
     }
 
+    /// None when it was called back.
     async fn call_webhook(
         &self,
-        verb: webhook::Verb,
-        replica: u32,
-        number: u64,
-        target: u32,
-    ) -> Result<(), String> {
-        let Control::Webhook { url, secret } = &self.control else { return Ok(()) };
+        verb: Verb,
+        about: About,
+        reins: Option<&mut Reins>,
+    ) -> Option<Result<(), String>> {
+        let Control::Webhook { url, secret } = &self.control else { return Some(Ok(())) };
+        let About { replica, order, target } = about;
         let Subject { backend, base_url, .. } = self.subject(replica);
         // Unique over restarts of ours, too: order numbers begin anew then.
-        let key = format!("{backend}-{replica}-{number}-{}", self.clock.now().as_millis());
-        let order = webhook::Order { backend, action: verb, replica, base_url, target };
-        webhook::send(&self.client, url, secret.as_ref(), &order, &key, &self.clock).await
+        let key = format!("{backend}-{replica}-{order}-{}", self.clock.now().as_millis());
+        let body = webhook::Order { backend, action: verb, replica, base_url, target };
+        webhook::send(&self.client, url, secret.as_ref(), &body, &key, &self.clock, reins).await
     }
 }
 
+/// Which order, and how many replicas are wanted.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct About {
+    pub(super) replica: u32,
+    pub(super) order: u64,
+    pub(super) target: u32,
+}
+
 /// Orders a start. None when it was broken off by a stop, which reports for itself.
-pub(super) async fn start(
-    hands: Arc<Hands>,
-    replica: u32,
-    order: u64,
-    target: u32,
-    reins: Reins,
-) -> Option<Report> {
+pub(super) async fn start(hands: Arc<Hands>, about: About, mut reins: Reins) -> Option<Report> {
+    let About { replica, order, .. } = about;
     let result = match &hands.control {
         Control::None => Ok(()),
         Control::Command { start, .. } => command::start(start, &hands.subject(replica), reins).await?,
-        Control::Webhook { .. } => hands.call_webhook(webhook::Verb::Start, replica, order, target).await,
+        Control::Webhook { .. } => hands.call_webhook(Verb::Start, about, Some(&mut reins)).await?,
     };
     Some(Report::Start { replica, order, result })
 }
@@ -118,18 +124,22 @@ pub(super) async fn start(
 /// Orders a stop; it is done when the report says so.
 pub(super) async fn stop(
     hands: Arc<Hands>,
-    replica: u32,
-    order: u64,
-    target: u32,
-    process: Option<Arc<Process>>,
+    about: About,
+    start: Option<Arc<Process>>,
     was_ready: bool,
 ) -> Option<Report> {
+    let About { replica, order, .. } = about;
     let result = match &hands.control {
         Control::None => Ok(()),
         Control::Command { stop, .. } => {
-            command::stop(stop, &hands.subject(replica), process.as_deref(), was_ready).await
+            command::stop(stop, &hands.subject(replica), start.as_deref(), was_ready).await
         }
-        Control::Webhook { .. } => hands.call_webhook(webhook::Verb::Stop, replica, order, target).await,
+        Control::Webhook { .. } => {
+            if let Some(start) = start {
+                start.end().await;
+            }
+            hands.call_webhook(Verb::Stop, about, None).await?
+        }
     };
     Some(Report::Stop { replica, order, result })
 }

@@ -12,6 +12,7 @@ use reqwest::StatusCode;
 use serde::Serialize;
 use sha2::Sha256;
 
+use super::reins::Reins;
 use crate::clock::Clock;
 use crate::config::Secret;
 use crate::economics::Timestamp;
@@ -66,7 +67,8 @@ pub fn signature(secret: &Secret, at: Timestamp, body: &[u8]) -> String {
 }
 
 /// Sends the order until it is accepted (2xx). Refusals (other 4xx than 408, 425 and 429) are final; everything
-/// else is tried [`ATTEMPTS`] times.
+/// else is tried [`ATTEMPTS`] times. None when it was called back between two tries: an order to start must
+/// not arrive after the order to stop.
 pub(super) async fn send(
     client: &reqwest::Client,
     url: &str,
@@ -74,21 +76,31 @@ pub(super) async fn send(
     order: &Order,
     key: &str,
     clock: &Clock,
-) -> Result<(), String> {
+    reins: Option<&mut Reins>,
+) -> Option<Result<(), String>> {
+    let mut asked_to_stop = std::pin::pin!(async {
+        match reins {
+            Some(reins) => reins.asked_to_stop().await,
+            None => std::future::pending().await,
+        }
+    });
     let body = serde_json::to_vec(order).expect("an order is plain data");
     let mut pause = FIRST_RETRY;
     let mut attempt = 1;
     loop {
         let (reason, is_final) = match post(client, url, secret, &body, key, clock.now()).await {
-            Ok(status) if status.is_success() => return Ok(()),
+            Ok(status) if status.is_success() => return Some(Ok(())),
             Ok(status) => (format!("the webhook answered {}", status.as_u16()), is_refusal(status)),
             Err(error) if error.is_timeout() => ("the webhook did not answer in time".to_owned(), false),
             Err(error) => (format!("the webhook cannot be reached: {}", root_cause(&error)), false),
         };
         if is_final || attempt == ATTEMPTS {
-            return Err(reason);
+            return Some(Err(reason));
         }
-        tokio::time::sleep(clock.real(pause)).await;
+        tokio::select! {
+            () = tokio::time::sleep(clock.real(pause)) => {}
+            () = &mut asked_to_stop => return None,
+        }
         pause *= 2;
         attempt += 1;
     }
