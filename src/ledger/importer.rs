@@ -4,7 +4,6 @@
 //! ends; a segment is deleted after a commit that a power cut cannot undo has moved the cursor past it.
 
 use std::collections::VecDeque;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,7 +13,7 @@ use uuid::Uuid;
 
 use super::LedgerError;
 use super::database::{Cursor, Database, is_damage, with_suffix};
-use super::journal::{self, Journal, Segment, SegmentFile};
+use super::journal::{self, Journal, Lock, Segment, SegmentFile};
 use super::line::{self, Record};
 use crate::economics::Timestamp;
 
@@ -78,7 +77,7 @@ pub(super) struct Importer {
 pub(super) struct Recovered {
     pub(super) importer: Importer,
     pub(super) directory: PathBuf,
-    pub(super) lock: File,
+    pub(super) lock: Lock,
     pub(super) header: String,
     pub(super) next_segment: u64,
 }

@@ -136,7 +136,7 @@ pub(super) struct Journal {
     stalled: AtomicBool,
     trouble: Mutex<Trouble>,
     /// Keeps other processes out as long as it is open.
-    _lock: File,
+    _lock: Lock,
 }
 
 #[derive(Debug, Default)]
@@ -157,8 +157,21 @@ impl Trouble {
     }
 }
 
+/// Keeps other processes from a ledger. Given back explicitly: a child that was forked and has not called
+/// `exec` yet still shares the file, and would keep the lock otherwise.
+#[derive(Debug)]
+pub(super) struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.unlock() {
+            warn!(%error, "cannot give back the lock of the ledger");
+        }
+    }
+}
+
 /// Takes the lock of a journal's directory, which is made if it is not there.
-pub(super) fn lock(directory: &Path, ledger: &Path) -> Result<File, LedgerError> {
+pub(super) fn lock(directory: &Path, ledger: &Path) -> Result<Lock, LedgerError> {
     let io = |source| LedgerError::Io { path: directory.to_owned(), source };
     fs::create_dir_all(directory).map_err(io)?;
     let lock = OpenOptions::new()
@@ -167,7 +180,7 @@ pub(super) fn lock(directory: &Path, ledger: &Path) -> Result<File, LedgerError>
         .open(directory.join("lock"))
         .map_err(|source| LedgerError::Io { path: directory.join("lock"), source })?;
     match lock.try_lock() {
-        Ok(()) => Ok(lock),
+        Ok(()) => Ok(Lock(lock)),
         Err(fs::TryLockError::WouldBlock) => Err(LedgerError::InUse { path: ledger.to_owned() }),
         Err(fs::TryLockError::Error(source)) => Err(io(source)),
     }
@@ -192,7 +205,7 @@ impl Journal {
     /// Opens a fresh segment `number` to append to.
     pub(super) fn start(
         directory: PathBuf,
-        lock: File,
+        lock: Lock,
         header: String,
         number: u64,
     ) -> Result<Self, LedgerError> {
