@@ -146,12 +146,14 @@ impl Ledger {
         self.append_line(|line| line::write_call(line, entry))
     }
 
-    pub fn append_rent(&self, rent: &RentEntry) -> Ticket {
-        self.append_line(|line| line::write_rent(line, rent))
+    /// Records rent, as [`Ledger::append`] does; no response waits for it.
+    pub fn append_rent(&self, rent: &RentEntry) {
+        let _nobody_waits = self.append_line(|line| line::write_rent(line, rent));
     }
 
-    pub fn append_event(&self, event: &Event) -> Ticket {
-        self.append_line(|line| line::write_event(line, event))
+    /// Records a change, as [`Ledger::append`] does; no response waits for it.
+    pub fn append_event(&self, event: &Event) {
+        let _nobody_waits = self.append_line(|line| line::write_event(line, event));
     }
 
     fn append_line(&self, write: impl Fn(&mut Vec<u8>)) -> Ticket {

@@ -85,11 +85,8 @@ pub fn report(arguments: &ReportArgs, now: Timestamp, out: &mut impl Write) -> a
 /// Rows that a killed server left in the journal belong in the report. Where they cannot be imported, say on
 /// a copy that may not be written, the report shows what is in the tables.
 fn catch_up(path: &Path, now: Timestamp) {
-    match ledger::catch_up(path, now) {
-        Err(error @ (LedgerError::Io { .. } | LedgerError::Sqlite { .. })) => {
-            tracing::warn!(%error, "the journal cannot be imported: its last rows are missing here");
-        }
-        Ok(()) | Err(_) => {}
+    if let Err(error @ (LedgerError::Io { .. } | LedgerError::Sqlite { .. })) = ledger::catch_up(path, now) {
+        tracing::warn!(%error, "the journal cannot be imported: its last rows are missing here");
     }
 }
 

@@ -4,7 +4,6 @@
 //! ends; a segment is deleted after a commit that a power cut cannot undo has moved the cursor past it.
 
 use std::collections::VecDeque;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,7 +13,7 @@ use uuid::Uuid;
 
 use super::LedgerError;
 use super::database::{Cursor, Database, is_damage, with_suffix};
-use super::journal::{self, Journal, Segment, SegmentFile};
+use super::journal::{self, Journal, Lock, Segment, SegmentFile};
 use super::line::{self, Record};
 use crate::economics::Timestamp;
 
@@ -78,7 +77,7 @@ pub(super) struct Importer {
 pub(super) struct Recovered {
     pub(super) importer: Importer,
     pub(super) directory: PathBuf,
-    pub(super) lock: File,
+    pub(super) lock: Lock,
     pub(super) header: String,
     pub(super) next_segment: u64,
 }
@@ -271,4 +270,93 @@ fn lines(piece: &[u8]) -> impl Iterator<Item = &[u8]> {
         start = end + 1;
         line
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::ffi;
+
+    use super::*;
+    use crate::ledger::query;
+    use crate::ledger::testing::entry;
+
+    const NOW: Timestamp = Timestamp::from_secs(5);
+
+    fn append(journal: &Journal, ids: std::ops::Range<u64>) {
+        for id in ids {
+            let mut line = Vec::new();
+            line::write_call(&mut line, &entry(id));
+            journal.append(&line).unwrap();
+        }
+    }
+
+    fn start(ledger: &Path) -> (Importer, Journal) {
+        let Recovered { mut importer, directory, lock, header, next_segment } =
+            recover(ledger, NOW, Arc::default()).unwrap();
+        let journal = Journal::start(directory, lock, header, next_segment).unwrap();
+        importer.follow(&journal);
+        (importer, journal)
+    }
+
+    fn ids(ledger: &Path) -> Vec<u64> {
+        let mut entries = query::recent(ledger, 1000).unwrap();
+        entries.reverse();
+        entries.iter().map(|entry| entry.id.as_u64_pair().0).collect()
+    }
+
+    #[test]
+    fn an_import_that_stops_anywhere_goes_on_where_it_was() {
+        let directory = tempfile::tempdir().unwrap();
+        let ledger = directory.path().join("breakeven.db");
+        for round in 0..3 {
+            let (mut importer, journal) = start(&ledger);
+            let first = round * 30 + 1;
+            append(&journal, first..first + 10);
+            importer.pass().unwrap();
+            importer.rotate(&journal, 1).unwrap();
+            append(&journal, first + 10..first + 20);
+            importer.pass().unwrap();
+            append(&journal, first + 20..first + 30);
+        }
+        drop(start(&ledger));
+        assert_eq!(ids(&ledger), (1..91).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_file_that_is_damaged_while_in_use_is_replaced_from_the_journal() {
+        let directory = tempfile::tempdir().unwrap();
+        let ledger = directory.path().join("breakeven.db");
+        let (mut importer, journal) = start(&ledger);
+        append(&journal, 1..11);
+        importer.pass().unwrap();
+        let source = rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_CORRUPT), None);
+        importer.replace_if_damaged(&LedgerError::Sqlite { path: ledger.clone(), source }, NOW);
+        append(&journal, 11..21);
+        importer.pass().unwrap();
+        assert_eq!(ids(&ledger), (1..21).collect::<Vec<_>>());
+        assert_eq!(ids(&directory.path().join("breakeven.db.damaged-5000")), (1..11).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn other_failures_leave_the_file_where_it_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let ledger = directory.path().join("breakeven.db");
+        let (mut importer, _journal) = start(&ledger);
+        let source = rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_FULL), None);
+        importer.replace_if_damaged(&LedgerError::Sqlite { path: ledger.clone(), source }, NOW);
+        assert!(!directory.path().join("breakeven.db.damaged-5000").exists());
+    }
+
+    #[test]
+    fn blocks_that_a_power_cut_left_empty_are_skipped_and_counted() {
+        let directory = tempfile::tempdir().unwrap();
+        let ledger = directory.path().join("breakeven.db");
+        let (mut importer, journal) = start(&ledger);
+        append(&journal, 1..2);
+        journal.append(&vec![0; PIECE_BYTES * 2]).unwrap();
+        append(&journal, 2..3);
+        importer.pass().unwrap();
+        assert_eq!(ids(&ledger), [1, 2]);
+        assert!(importer.counters.torn.load(Ordering::Relaxed) > 0);
+    }
 }

@@ -136,24 +136,42 @@ pub(super) struct Journal {
     stalled: AtomicBool,
     trouble: Mutex<Trouble>,
     /// Keeps other processes out as long as it is open.
-    _lock: File,
+    _lock: Lock,
 }
 
 #[derive(Debug, Default)]
 struct Trouble {
     backlog: VecDeque<Box<[u8]>>,
     write: Option<String>,
+    sync: Option<String>,
     stall: Option<String>,
 }
 
 impl Trouble {
     fn is_over(&self) -> bool {
-        self.write.is_none() && self.stall.is_none()
+        self.backlog.is_empty() && self.reason().is_none()
+    }
+
+    fn reason(&self) -> Option<&String> {
+        self.write.as_ref().or(self.sync.as_ref()).or(self.stall.as_ref())
+    }
+}
+
+/// Keeps other processes from a ledger. Given back explicitly: a child that was forked and has not called
+/// `exec` yet still shares the file, and would keep the lock otherwise.
+#[derive(Debug)]
+pub(super) struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.unlock() {
+            warn!(%error, "cannot give back the lock of the ledger");
+        }
     }
 }
 
 /// Takes the lock of a journal's directory, which is made if it is not there.
-pub(super) fn lock(directory: &Path, ledger: &Path) -> Result<File, LedgerError> {
+pub(super) fn lock(directory: &Path, ledger: &Path) -> Result<Lock, LedgerError> {
     let io = |source| LedgerError::Io { path: directory.to_owned(), source };
     fs::create_dir_all(directory).map_err(io)?;
     let lock = OpenOptions::new()
@@ -162,7 +180,7 @@ pub(super) fn lock(directory: &Path, ledger: &Path) -> Result<File, LedgerError>
         .open(directory.join("lock"))
         .map_err(|source| LedgerError::Io { path: directory.join("lock"), source })?;
     match lock.try_lock() {
-        Ok(()) => Ok(lock),
+        Ok(()) => Ok(Lock(lock)),
         Err(fs::TryLockError::WouldBlock) => Err(LedgerError::InUse { path: ledger.to_owned() }),
         Err(fs::TryLockError::Error(source)) => Err(io(source)),
     }
@@ -187,7 +205,7 @@ impl Journal {
     /// Opens a fresh segment `number` to append to.
     pub(super) fn start(
         directory: PathBuf,
-        lock: File,
+        lock: Lock,
         header: String,
         number: u64,
     ) -> Result<Self, LedgerError> {
@@ -265,16 +283,34 @@ impl Journal {
         self.available.store(trouble.is_over(), Ordering::SeqCst);
     }
 
-    /// Makes everything appended so far survive a power cut, and returns how much that was.
-    pub(super) fn sync(&self) -> io::Result<u64> {
+    /// Makes everything appended so far survive a power cut, and returns how much that was. While that fails
+    /// the journal is unavailable: a disk that cannot be synced is not to be trusted with more.
+    pub(super) fn sync(&self) -> Option<u64> {
         let appended = self.appended.load(Ordering::Acquire);
         let segments = {
             let mut segments = self.unsynced.lock().unwrap_or_else(PoisonError::into_inner);
             segments.retain(|segment| !segment.is_forgotten());
             segments.clone()
         };
-        segments.iter().try_for_each(|segment| segment.sync())?;
-        Ok(appended)
+        let synced = segments.iter().try_for_each(|segment| segment.sync());
+        self.note_sync(synced.as_ref().err());
+        synced.is_ok().then_some(appended)
+    }
+
+    fn note_sync(&self, failure: Option<&io::Error>) {
+        if failure.is_none() && self.is_available() {
+            return;
+        }
+        let mut trouble = self.trouble();
+        if failure.is_some() == trouble.sync.is_some() {
+            return;
+        }
+        trouble.sync = failure.map(|failure| {
+            let directory = self.directory.display();
+            error!(%failure, "cannot sync the journal `{directory}`: rows survive a crash, not a power cut");
+            format!("cannot sync the journal `{directory}`: {failure}")
+        });
+        self.available.store(trouble.is_over(), Ordering::SeqCst);
     }
 
     /// Makes a new segment the current one and returns the one before, which appenders may hold yet.
@@ -302,7 +338,7 @@ impl Journal {
         let mut trouble = self.trouble();
         trouble.stall = reason;
         self.stalled.store(stalled, Ordering::SeqCst);
-        self.available.store(trouble.is_over() && trouble.backlog.is_empty(), Ordering::SeqCst);
+        self.available.store(trouble.is_over(), Ordering::SeqCst);
     }
 
     pub(super) fn is_available(&self) -> bool {
@@ -310,8 +346,7 @@ impl Journal {
     }
 
     pub(super) fn unavailable_reason(&self) -> Option<String> {
-        let trouble = self.trouble();
-        trouble.write.clone().or_else(|| trouble.stall.clone())
+        self.trouble().reason().cloned()
     }
 
     pub(super) fn appended(&self) -> u64 {
@@ -343,5 +378,103 @@ pub(super) fn disown(segment: &SegmentFile) {
     );
     if let Err(error) = fs::rename(&segment.path, &to) {
         warn!(%error, "cannot rename `{}`", segment.path.display());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEADER: &str = "header\n";
+
+    fn journal() -> (tempfile::TempDir, Journal) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("breakeven.db.journal");
+        let lock = lock(&path, Path::new("breakeven.db")).unwrap();
+        let journal = Journal::start(path, lock, HEADER.to_owned(), 1).unwrap();
+        (directory, journal)
+    }
+
+    /// Replaces the current segment by one that is as full as a device can be.
+    fn fill(journal: &Journal) -> Arc<Segment> {
+        let path = PathBuf::from("/dev/full");
+        let file = OpenOptions::new().append(true).open(&path).unwrap();
+        let (written, synced) = (AtomicU64::new(0), AtomicU64::new(0));
+        journal.current.swap(Arc::new(Segment(Arc::new(SegmentFile {
+            number: 9,
+            path,
+            file,
+            written,
+            synced,
+        }))))
+    }
+
+    fn contents(segment: &SegmentFile) -> String {
+        fs::read_to_string(segment.path()).unwrap()
+    }
+
+    #[test]
+    fn lines_that_cannot_be_written_wait_and_follow_when_they_can() {
+        let (_directory, journal) = journal();
+        assert_eq!(journal.append(b"one\n"), Some(1));
+        let good = fill(&journal);
+        assert_eq!(journal.append(b"two\n"), None);
+        assert!(!journal.is_available());
+        assert!(journal.unavailable_reason().unwrap().contains("cannot write"));
+        journal.retry();
+        assert_eq!((journal.is_available(), journal.backlog(), journal.unrecorded()), (false, 1, 0));
+        journal.current.store(good);
+        journal.retry();
+        assert_eq!((journal.is_available(), journal.backlog(), journal.appended()), (true, 0, 2));
+        assert_eq!(journal.unavailable_reason(), None);
+        assert_eq!(contents(&journal.current()), "header\none\ntwo\n");
+    }
+
+    #[test]
+    fn what_does_not_fit_the_backlog_is_counted_as_unrecorded() {
+        let (_directory, journal) = journal();
+        fill(&journal);
+        for _ in 0..BACKLOG_ROWS + 3 {
+            assert_eq!(journal.append(b"x\n"), None);
+        }
+        assert_eq!((journal.backlog(), journal.unrecorded()), (BACKLOG_ROWS as u64, 3));
+    }
+
+    #[test]
+    fn a_stalled_journal_takes_nothing_until_the_stall_is_over() {
+        let (_directory, journal) = journal();
+        journal.set_stalled(Some("too much waits".to_owned()));
+        assert_eq!(journal.append(b"one\n"), None);
+        journal.retry();
+        assert_eq!((journal.is_available(), journal.backlog()), (false, 1));
+        assert_eq!(journal.unavailable_reason().as_deref(), Some("too much waits"));
+        journal.set_stalled(None);
+        assert!(!journal.is_available(), "a row waits yet");
+        journal.retry();
+        assert!(journal.is_available());
+        assert_eq!(contents(&journal.current()), "header\none\n");
+    }
+
+    #[test]
+    fn a_failed_sync_makes_the_journal_unavailable_until_one_succeeds() {
+        let (_directory, journal) = journal();
+        journal.note_sync(Some(&io::Error::other("the cable is out")));
+        assert!(!journal.is_available());
+        assert!(journal.unavailable_reason().unwrap().contains("the cable is out"));
+        assert_eq!(journal.sync(), Some(0));
+        assert!(journal.is_available());
+    }
+
+    #[test]
+    fn a_segment_is_not_sealed_while_an_appender_holds_it() {
+        let (_directory, journal) = journal();
+        let appender = journal.current.load();
+        let mut retired = journal.rotate().unwrap();
+        assert!(Arc::get_mut(&mut retired).is_none());
+        appender.0.write(b"late\n").unwrap();
+        drop(appender);
+        assert!(Arc::get_mut(&mut retired).is_some());
+        assert_eq!(contents(&retired.0), "header\nlate\n");
+        assert_eq!(contents(&journal.current()), HEADER);
     }
 }

@@ -41,13 +41,15 @@ pub struct TraceRow {
     pub work: Work,
 }
 
+const VOLUME: &str =
+    "SELECT closed_at / 1000, route, backend, count(*), sum(coalesce(api_cost, 0)), sum(work),
+    sum(input_tokens), sum(cached_input_tokens), sum(cache_write_tokens), sum(audio_input_tokens),
+    sum(image_input_tokens), sum(output_tokens), sum(reasoning_tokens), sum(audio_output_tokens),
+    sum(image_output_tokens)
+    FROM calls JOIN labels ON labels.id = label WHERE closed_at >= ?1 GROUP BY 1, 2, 3 ORDER BY 1";
+
 /// What was served since `since`, by second: how a restarted server takes up the current volume.
 pub fn volume_since(path: &Path, since: Timestamp) -> Result<Vec<Volume>, LedgerError> {
-    let sql = "SELECT closed_at / 1000, route, backend, count(*), sum(coalesce(api_cost, 0)), sum(work),
-               sum(input_tokens), sum(cached_input_tokens), sum(cache_write_tokens), sum(audio_input_tokens),
-               sum(image_input_tokens), sum(output_tokens), sum(reasoning_tokens), sum(audio_output_tokens),
-               sum(image_output_tokens)
-               FROM calls JOIN labels ON labels.id = label WHERE closed_at >= ?1 GROUP BY 1, 2, 3 ORDER BY 1";
     let read = |row: &SqlRow<'_>| {
         Ok(Volume {
             at: Timestamp::from_secs(count(row, 0)?),
@@ -59,7 +61,7 @@ pub fn volume_since(path: &Path, since: Timestamp) -> Result<Vec<Volume>, Ledger
             usage: usage(row, 6)?,
         })
     };
-    collect(path, sql, params![signed(since.as_millis())], read)
+    collect(path, VOLUME, params![signed(since.as_millis())], read)
 }
 
 /// Visits the calls that were opened from `since` until before `until`, in that order.
@@ -261,6 +263,21 @@ mod tests {
         for (code, value) in (0..).zip(UsageSource::ALL) {
             assert_eq!((usage_source(code), value as i64), (value, code));
         }
+    }
+
+    #[test]
+    fn the_current_volume_is_found_without_reading_the_whole_ledger() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("breakeven.db");
+        let settings = crate::config::LedgerSettings {
+            path: path.clone(),
+            fsync: crate::config::Fsync::Batch,
+            when_unavailable: crate::config::WhenUnavailable::Refuse,
+        };
+        drop(super::super::Ledger::open(&settings, crate::clock::Clock::manual(Timestamp::ZERO)).unwrap());
+        let explain = format!("EXPLAIN QUERY PLAN {VOLUME}");
+        let plan: Vec<String> = collect(&path, &explain, params![0], |row| row.get(3)).unwrap();
+        assert!(plan.iter().any(|step| step.contains("calls USING INDEX calls_closed_at")), "{plan:?}");
     }
 
     #[test]

@@ -48,20 +48,11 @@ pub(super) struct Shared {
 }
 
 pub(super) fn run_sync(shared: &Shared) {
-    let mut is_failing = false;
     loop {
         let stop = shared.stop.load(Ordering::SeqCst);
         shared.journal.retry();
-        match shared.journal.sync() {
-            Ok(appended) => {
-                shared.synced.send_if_modified(|synced| std::mem::replace(synced, appended) != appended);
-                is_failing = false;
-            }
-            Err(error) if !is_failing => {
-                error!(%error, "cannot sync the journal: rows survive a crash of the process, not a power cut");
-                is_failing = true;
-            }
-            Err(_) => {}
+        if let Some(appended) = shared.journal.sync() {
+            shared.synced.send_if_modified(|synced| std::mem::replace(synced, appended) != appended);
         }
         if stop {
             return;

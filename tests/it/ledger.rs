@@ -133,7 +133,8 @@ async fn what_is_appended_can_be_read_field_for_field() {
     for entry in [&api_call(1, 0), &odd] {
         let _batch = ledger.append(entry);
     }
-    let _batch = (ledger.append_rent(&rent(0, 10, 4)), ledger.append_event(&event));
+    ledger.append_rent(&rent(0, 10, 4));
+    ledger.append_event(&event);
     assert!(ledger.close().await);
     assert_eq!(query::recent(&path, 10).unwrap(), [odd, api_call(1, 0)]);
     assert_eq!(query::rent(&path, at(0)).unwrap(), [rent(0, 10, 4)]);
@@ -246,7 +247,8 @@ async fn groups_add_up_to_the_total_with_idle_rent_in_a_row_of_its_own() {
     for call in &calls {
         let _batch = ledger.append(call);
     }
-    let _batch = (ledger.append_rent(&rent(0, 5000, 1000)), ledger.append_rent(&rent(one_day, 5000, 0)));
+    ledger.append_rent(&rent(0, 5000, 1000));
+    ledger.append_rent(&rent(one_day, 5000, 0));
     assert!(ledger.close().await);
 
     let total = by(&path, "");
@@ -349,7 +351,7 @@ fn sample(path: &Path) {
     for call in [api_call(1, 0), api_call(2, 60), gpu_call(3, 10, 700_000)] {
         let _batch = ledger.append(&call);
     }
-    let _batch = ledger.append_rent(&rent(0, 49_833_333, 700_000));
+    ledger.append_rent(&rent(0, 49_833_333, 700_000));
 }
 
 #[test]
