@@ -1,5 +1,5 @@
 """Cost: what is spent, what each backend alone would have cost, what was saved, and where break-even is."""
-from panels import API, EVEN, IDLE, JOB, KINDS, OWN, STACKED, Dashboard, by_kind, in_range, named, of_query, per_hour, query, variable
+from panels import API, EVEN, IDLE, JOB, KINDS, OWN, STACKED, Dashboard, by_kind, in_range, named, of_query, override, per_hour, query, variable
 
 FILTER = f'{JOB},backend=~"$backend",model=~"$model",team=~"$team"'
 SPEND, ALL_API, ALL_OWN = (f"breakeven_{name}_usd_total{{{JOB}}}" for name in ("spend", "all_api_cost", "all_selfhosted_cost"))
@@ -39,7 +39,7 @@ def first_screen(board):
                 overrides=KINDS + [named("the API alone", color="light-blue", dashed=1, fill=0, width=2, unstacked=1), named("self-hosted alone", color="light-green", dashed=1, fill=0, width=2, unstacked=1)])
     edge = f"max by (pool) (breakeven_threshold_band_requests_per_hour{{{JOB},edge=\"EDGE\"}})"
     board.graph("Volume against break-even", "Requests per hour. Inside the band the router stays where it is.",
-                [query(volume, "{{pool}} volume"), query(even, "{{pool}} break-even"), query(edge.replace("EDGE", "upper"), "{{pool}} band, upper"), query(edge.replace("EDGE", "lower"), "{{pool}} band, lower")], "short", 10, 10, decimals=0, low=0,
+                [query(volume, "{{pool}} volume"), query(even, "{{pool}} break-even"), query(edge.replace("EDGE", "upper"), "{{pool}} band, upper"), query(edge.replace("EDGE", "lower"), "{{pool}} band, lower")], "locale", 10, 10, decimals=0, low=0,
                 overrides=[of_query("A", color="purple", width=3, fill=0), of_query("B", color=EVEN, dashed=1, fill=0), of_query("C", color=EVEN, width=1, fill=0, hidden=1), of_query("D", color=EVEN, width=1, fill=0, hidden=1)])
     board.stat("Spent today", "From the ledger, so restarts change nothing.", ledger("today", "cost"), "currencyUSD", 4, 4, decimals=2)
     board.stat("Spent this month", "From the ledger, so restarts change nothing.", ledger("month", "cost"), "currencyUSD", 4, 4, decimals=2)
@@ -95,4 +95,4 @@ def trust(board):
     board.stat("Tokens reported by the upstream", "Share of the requests in the selected range whose tokens the upstream counted; breakeven counted the rest.", f"{in_range(reported)} / {in_range(counted)}", "percentunit", 6, 5, decimals=1, steps=[("red", None), ("orange", 0.9), ("green", 0.97)])
     board.stat("Rent of a replica", "US dollars per hour of one replica, as configured.", [query(f"max by (pool) (breakeven_capacity_price_usd_per_hour{{{JOB}}})", "{{pool}}", instant=True)], "currencyUSD", 6, 5, decimals=2, options={"textMode": "value_and_name"})
     board.add("table", "Prices in force", "US dollars per million tokens.", [query(prices, table=True)], "currencyUSD", 24, 7, decimals=3,
-              transformations=[{"id": "organize", "options": {"excludeByName": {"Time": True}, "renameByName": {"backend": "Backend", "model": "Model", "type": "Tokens", "Value": "Price"}}}, {"id": "sortBy", "options": {"sort": [{"field": "Model", "desc": False}]}}])
+              transformations=[{"id": "organize", "options": {"excludeByName": {"Time": True}, "renameByName": {"backend": "Backend", "model": "Model", "type": "Tokens"}}}, {"id": "sortBy", "options": {"sort": [{"field": "Model", "desc": False}]}}], overrides=[override("byType", "number", {"title": "Price"})])

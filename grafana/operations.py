@@ -1,5 +1,5 @@
 """Operations: rate, errors, duration and saturation of the proxy and its backends, and the health of the accounting."""
-from panels import JOB, KINDS, RATE, STACKED, Dashboard, by_kind, in_range, named, of_query, quantile, query, variable
+from panels import JOB, KINDS, RATE, STACKED, Dashboard, by_kind, in_range, named, of_query, quantile, query, rare, variable
 
 BACKEND = f'{JOB},backend=~"$backend"'
 FAILED = 'outcome=~"upstream_error|timeout"'
@@ -36,7 +36,7 @@ def requests(board):
     board.graph("Not successful, by outcome", "Finished per second, without the successful ones.", [query(f'sum by (outcome) (rate(breakeven_requests_total{{{BACKEND},outcome!="success"}}{RATE}))', "{{outcome}}")], "reqps", decimals=3, low=0, custom=STACKED, overrides=[named("upstream_error", color="red"), named("timeout", color="orange"), named("client_error", color="yellow"), named("cancelled", color="text")])
     board.graph("Tokens by type", "Billable tokens per second; the types are disjoint.", [query(f"sum by (type) (rate(breakeven_tokens_total{{{BACKEND}}}{RATE}))", "{{type}}")], "short", decimals=0, low=0, custom=STACKED)
     board.graph("In flight", "Requests sent to a backend and not finished.", by_kind(f"sum by (backend) (breakeven_inflight_requests{{{BACKEND},BACKENDS}})"), "short", 12, decimals=0, low=0, overrides=KINDS)
-    board.graph("Refused before any backend was tried", "Per second, by reason.", [query(f"sum by (reason) (rate(breakeven_rejected_requests_total{{{JOB}}}{RATE})) > 0 or on () sum(rate(breakeven_rejected_requests_total{{{JOB}}}{RATE}))", "{{reason}}")], "reqps", 12, decimals=3, low=0, custom=STACKED)
+    board.graph("Refused before any backend was tried", "Per second, by reason.", rare(f"breakeven_rejected_requests_total{{{JOB}}}", "reason", "{{reason}}"), "reqps", 12, decimals=3, low=0, custom=STACKED)
 
 
 def latency(board):
@@ -58,9 +58,9 @@ def backends(board):
     states = {"0": {"text": "closed", "color": "green", "index": 0}, "1": {"text": "half open", "color": "orange", "index": 1}, "2": {"text": "open", "color": "red", "index": 2}}
     circuit = f'max by (backend) (2 * breakeven_circuit_state{{{BACKEND},state="open"}} + on (job, instance, backend) breakeven_circuit_state{{{BACKEND},state="half_open"}})'
     board.add("state-timeline", "Circuit", "Open: the backend gets no requests. Half open: it gets one on trial.", [query(circuit, "{{backend}}")], "none", 9, 8, mappings=[{"type": "value", "options": states}], custom={"fillOpacity": 80, "lineWidth": 0})
-    board.graph("Attempts by result", "Attempts that did not succeed, per second.", [query(f'sum by (backend, result) (rate(breakeven_upstream_attempts_total{{{BACKEND},result!="ok"}}{RATE})) > 0 or on () sum(rate(breakeven_upstream_attempts_total{{{BACKEND},result!="ok"}}{RATE}))', "{{backend}} {{result}}")], "reqps", 9, decimals=3, low=0)
-    board.graph("Retries", "Attempts at the same backend again, per second. A retry can be billed twice.", [query(f"sum by (backend, reason) (rate(breakeven_retries_total{{{BACKEND}}}{RATE})) > 0 or on () sum(rate(breakeven_retries_total{{{BACKEND}}}{RATE}))", "{{backend}} {{reason}}")], "reqps", 12, decimals=3, low=0)
-    board.graph("Moved to another backend", "Requests per second that another backend served after a failure.", [query(f"sum by (from, to, reason) (rate(breakeven_fallbacks_total{{{JOB}}}{RATE})) > 0 or on () sum(rate(breakeven_fallbacks_total{{{JOB}}}{RATE}))", "{{from}} to {{to}} {{reason}}")], "reqps", 12, decimals=3, low=0)
+    board.graph("Attempts by result", "Attempts that did not succeed, per second.", rare(f'breakeven_upstream_attempts_total{{{BACKEND},result!="ok"}}', "backend, result", "{{backend}} {{result}}"), "reqps", 9, decimals=3, low=0)
+    board.graph("Retries", "Attempts at the same backend again, per second. A retry can be billed twice.", rare(f"breakeven_retries_total{{{BACKEND}}}", "backend, reason", "{{backend}} {{reason}}"), "reqps", 12, decimals=3, low=0)
+    board.graph("Moved to another backend", "Requests per second that another backend served after a failure.", rare(f"breakeven_fallbacks_total{{{JOB}}}", "from, to, reason", "{{from}} to {{to}} {{reason}}"), "reqps", 12, decimals=3, low=0)
 
 
 def accounting(board):

@@ -32,6 +32,11 @@ def quantile(q, metric, selector, by=""):
     return f"histogram_quantile({q}, sum by ({by + ', ' if by else ''}le) (rate({metric}_bucket{{{selector}}}{RATE})))"
 
 
+def rare(selector, by, legend):
+    """Rates of what mostly does not happen: a line for each that does, and one at zero when none does."""
+    return [query(f"sum by ({by}) (rate({selector}{RATE})) > 0", legend), query(f"sum(rate({selector}{RATE})) == 0", "none")]
+
+
 # What an override can set, by a short name.
 PROPERTIES = {
     "color": lambda v: ("color", {"mode": "fixed", "fixedColor": v}),
@@ -43,6 +48,7 @@ PROPERTIES = {
     "unstacked": lambda v: ("custom.stacking", {"mode": "none", "group": "B"}),
     "unit": lambda v: ("unit", v),
     "decimals": lambda v: ("decimals", v),
+    "title": lambda v: ("displayName", v),
     "hidden": lambda v: ("custom.hideFrom", {"legend": True, "tooltip": True, "viz": False}),
 }
 
@@ -73,7 +79,7 @@ STEPPED = {"lineInterpolation": "stepAfter"}
 OPTIONS = {
     "stat": SINGLE | {"colorMode": "value", "graphMode": "area", "justifyMode": "auto", "textMode": "auto", "wideLayout": True},
     "gauge": SINGLE | {"showThresholdLabels": False, "showThresholdMarkers": True},
-    "bargauge": SINGLE | {"displayMode": "gradient", "orientation": "horizontal", "showUnfilled": True, "valueMode": "color"},
+    "bargauge": SINGLE | {"displayMode": "gradient", "orientation": "horizontal", "showUnfilled": True, "valueMode": "color", "text": {"titleSize": 14, "valueSize": 20}},
     "table": {"showHeader": True, "cellHeight": "sm", "footer": {"show": False, "reducer": ["sum"], "fields": ""}},
     "state-timeline": {"mergeValues": True, "showValue": "auto", "rowHeight": 0.85, "tooltip": {"mode": "single"},
                        "legend": {"displayMode": "list", "placement": "bottom", "showLegend": True}},
@@ -133,7 +139,7 @@ class Dashboard:
         self.panels.append({"id": len(self.panels) + 1, "type": "row", "title": title, "collapsed": False, "gridPos": {"h": 1, "w": 24, "x": 0, "y": self.y}, "panels": []})
         self.y += 1
 
-    def add(self, kind, title, description, queries, unit, width, height, *, decimals=None, steps=None, overrides=(), custom=None, options=None, mappings=None, low=None, high=None, transformations=None, empty=None, links=None):
+    def add(self, kind, title, description, queries, unit, width, height, *, decimals=None, steps=None, overrides=(), custom=None, options=None, mappings=None, low=None, high=None, transformations=None, empty=None, repeat=None):
         if self.x + width > 24:
             self.y += self.height
             self.x = self.height = 0
@@ -146,11 +152,13 @@ class Dashboard:
                     "thresholds": {"mode": "absolute", "steps": [{"color": color, "value": value} for color, value in steps]}}
         if kind == "timeseries":
             defaults["custom"] = {"lineWidth": 2, "fillOpacity": 8, "showPoints": "never", "spanNulls": 180000, "axisBorderShow": False} | (custom or {})
-        defaults |= {key: value for key, value in (("decimals", decimals), ("min", low), ("max", high), ("noValue", empty), ("links", links)) if value is not None}
+        defaults |= {key: value for key, value in (("decimals", decimals), ("min", low), ("max", high), ("noValue", empty)) if value is not None}
         basis = timeseries_options(width) if kind == "timeseries" else OPTIONS[kind]
         panel = {"id": len(self.panels) + 1, "type": kind, "title": title, "description": description, "datasource": SOURCE, "gridPos": {"h": height, "w": width, "x": self.x, "y": self.y},
                  "targets": queries, "fieldConfig": {"defaults": defaults, "overrides": list(overrides)}, "options": basis | (options or {})}
-        self.panels.append(panel | ({"transformations": transformations} if transformations else {}))
+        panel |= {"transformations": transformations} if transformations else {}
+        panel |= {"repeat": repeat, "repeatDirection": "v"} if repeat else {}
+        self.panels.append(panel)
         self.x += width
 
     def stat(self, title, description, queries, unit, width=4, height=4, graph=False, **rest):

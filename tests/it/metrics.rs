@@ -328,3 +328,40 @@ fn self_hosted() -> SelfHosted {
 fn the_content_type_is_the_text_format() {
     assert!(metrics::CONTENT_TYPE.starts_with("text/plain; version=0.0.4"));
 }
+
+#[test]
+fn the_manual_has_a_row_for_every_family() {
+    let manual = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md")).unwrap();
+    for family in catalogue::ALL {
+        let labels: Vec<String> = family.labels.iter().map(|label| format!("`{label}`")).collect();
+        let labels = if labels.is_empty() { "none".to_owned() } else { labels.join(", ") };
+        let kind = format!("{:?}", family.kind).to_lowercase();
+        let help = family.help.replace('|', "\\|");
+        let row = format!("| `{}` | {kind} | {labels} | {help} |", family.name);
+        assert!(manual.contains(&row), "docs/metrics.md lacks the row\n{row}");
+    }
+}
+
+#[test]
+fn every_alert_has_a_paragraph_in_the_runbook_and_a_test() {
+    let file =
+        |path: &str| std::fs::read_to_string(format!("{}/{path}", env!("CARGO_MANIFEST_DIR"))).unwrap();
+    let (alerts, tests, runbook) = (
+        file("deploy/prometheus/alerts.yml"),
+        file("deploy/prometheus/rules_test.yml"),
+        file("docs/runbook.md"),
+    );
+    let names: Vec<&str> =
+        alerts.lines().filter_map(|line| line.trim_start().strip_prefix("- alert: ")).collect();
+    assert!(names.len() > 20);
+    for name in names {
+        let heading = format!("\n## {name}\n");
+        assert!(runbook.contains(&heading), "docs/runbook.md lacks {name}");
+        assert!(alerts.contains(&format!("docs/runbook.md#{}\n", name.to_lowercase())), "{name} has no link");
+        let fires = tests.split(&format!("alertname: {name}\n")).skip(1);
+        assert!(
+            fires.clone().any(|rest| rest.trim_start().starts_with("exp_alerts:")),
+            "{name} is not tested"
+        );
+    }
+}
