@@ -7,3 +7,4 @@ mod metrics;
 mod fake;
 mod support;
 mod upstream_pool;
+mod accounting;
