@@ -182,7 +182,7 @@ tables! {
         long_context: At<RawLongContext>,
     }
 
-    /// Prices of one tier, in USD per million tokens; what is absent is as in the standard tier.
+    /// Prices of one tier, in USD per million tokens. Without `input` or `output` they are as in the standard tier; cached input that is not written costs what input costs.
     RawPriceTier {
         /// Input tokens.
         input: At<PerMillion>,

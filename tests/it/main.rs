@@ -1,10 +1,11 @@
-mod config;
-mod durability;
-mod ledger;
-mod metrics;
 //! Integration tests: real servers on real sockets.
 
+mod accounting;
+mod config;
+mod durability;
 mod fake;
+mod ledger;
+mod metrics;
 mod support;
 mod upstream_pool;
 mod fleet;

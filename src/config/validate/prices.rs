@@ -7,17 +7,14 @@ use super::super::{Place, PriceBook};
 use super::Checker;
 use crate::economics::prices::LongContext;
 use crate::economics::{PriceCard, Prices, TokenPrice};
+use crate::prices::{self, PriceProblems};
 
 impl Checker<'_> {
     pub(super) fn price_book(&mut self, raw: Option<&At<RawPrices>>) -> PriceBook {
-        let mut book = PriceBook::default();
+        let mut book = prices::built_in();
         let Some(raw) = raw else { return book };
-        if let Some(file) = &raw.value.file {
-            self.findings.problem(
-                &file.place,
-                "is not supported by this build",
-                "write [prices.models] instead",
-            );
+        if let Some(own) = raw.value.file.as_ref().and_then(|file| self.price_file(file)) {
+            book = prices::merge(book, own);
         }
         for (model, at) in raw.value.models.as_ref().map_or(&[][..], |named| &named.0) {
             if let Some(card) = self.price_card(&at.value, &at.place) {
@@ -25,6 +22,33 @@ impl Checker<'_> {
             }
         }
         book
+    }
+
+    /// The owner's own price file.
+    fn price_file(&mut self, file: &At<String>) -> Option<PriceBook> {
+        let path = self.surroundings.folder.join(&file.value);
+        let text = (self.surroundings.read)(&path)
+            .map_err(|error| {
+                let what = format!("cannot read `{}`: {error}", path.display());
+                self.findings.problem(
+                    &file.place,
+                    what,
+                    "name a price file, as `breakeven prices import` writes it",
+                );
+            })
+            .ok()?;
+        prices::parse(&text)
+            .map_err(|PriceProblems(problems)| {
+                for problem in problems {
+                    let what = format!("`{}`: {problem}", path.display());
+                    self.findings.problem(
+                        &file.place,
+                        what,
+                        "mend the price file; `breakeven prices check` reads it",
+                    );
+                }
+            })
+            .ok()
     }
 
     /// A card from its table; `input` and `output` must be there.
@@ -59,6 +83,7 @@ impl Checker<'_> {
             batch: tier(&raw.batch),
             flex: tier(&raw.flex),
             priority: tier(&raw.priority),
+            ultrafast: None,
             long_context: raw.long_context.as_ref().and_then(|at| self.long_context(at, &standard)),
         })
     }
@@ -85,17 +110,18 @@ impl Checker<'_> {
             cached_input: raw.cached_input.clone(),
             output: raw.output.clone(),
         };
-        Some(LongContext { above_input_tokens: above.value.0, prices: tier_prices(&tier, standard) })
+        Some(LongContext {
+            above_input_tokens: above.value.0,
+            prices: tier_prices(&tier, standard),
+            ..LongContext::default()
+        })
     }
 }
 
-/// A tier's prices. Finer kinds of tokens keep their proportion to nothing: what is not written is standard.
+/// A tier's prices. As in the price file, finer kinds of tokens cost what `input` and `output` cost there; a
+/// discount for cached input is not taken over from the standard tier.
 fn tier_prices(raw: &RawPriceTier, standard: &Prices) -> Prices {
     let or = |written: &Option<At<PerMillion>>, other| written.as_ref().map_or(other, |at| at.value.0);
-    Prices {
-        input: or(&raw.input, standard.input),
-        cached_input: or(&raw.cached_input, standard.cached_input),
-        output: or(&raw.output, standard.output),
-        ..*standard
-    }
+    let flat = Prices::flat(or(&raw.input, standard.input), or(&raw.output, standard.output));
+    Prices { cached_input: or(&raw.cached_input, flat.input), ..flat }
 }
