@@ -63,7 +63,8 @@ fn replay(
     demand: &Demand,
     mut target: impl FnMut(u32, &Slot, &SimulatedFleet, u32) -> u32,
 ) -> Outcome {
-    let mut fleet = SimulatedFleet::new(slots_in(pool.startup, demand.slot), slots_in(pool.minimum, demand.slot));
+    let mut fleet =
+        SimulatedFleet::new(slots_in(pool.startup, demand.slot), slots_in(pool.minimum, demand.slot));
     let mut outcome = Outcome {
         name,
         api: NanoUsd::ZERO,

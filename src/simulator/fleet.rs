@@ -33,7 +33,9 @@ impl SimulatedFleet {
             self.starts += 1;
         }
         while self.len() > target {
-            let Some(index) = self.ordered.iter().rposition(|ordered| now - ordered >= self.minimum) else { return };
+            let Some(index) = self.ordered.iter().rposition(|ordered| now - ordered >= self.minimum) else {
+                return;
+            };
             self.ordered.remove(index);
         }
     }
