@@ -59,7 +59,7 @@ def chat_unknown_member(client, model):
 
 
 def chat_stream(client, model):
-    chunks = list(client.chat.completions.create(model=model, messages=MESSAGES, stream=True))
+    chunks = list(client.chat.completions.create(model=model, messages=MESSAGES, stream=True, temperature=0))
     assert all(chunk.choices for chunk in chunks), "a chunk without choices, though no usage was asked for"
     assert all(chunk.usage is None for chunk in chunks), "usage that was not asked for"
     return chunks
@@ -101,11 +101,11 @@ def structured(client, model):
 
 
 def completions(client, model):
-    return client.completions.create(model=model, prompt="Once upon", max_tokens=4)
+    return client.completions.create(model=model, prompt="Once upon", max_tokens=4, temperature=0)
 
 
 def completions_stream(client, model):
-    return list(client.completions.create(model=model, prompt="Once upon", max_tokens=4, stream=True))
+    return list(client.completions.create(model=model, prompt="Once upon", max_tokens=4, temperature=0, stream=True))
 
 
 def responses(client, model):
