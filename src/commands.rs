@@ -6,3 +6,6 @@ pub mod report;
 pub mod schema;
 pub mod prices;
 pub mod simulate;
+pub mod prices;
+pub mod report;
+pub mod schema;

@@ -1,5 +1,6 @@
 //! The whole thing on one machine without a key, a GPU or a network: fake servers, real proxy, made-up traffic.
 
+pub mod bill;
 pub mod day;
 pub mod fake_backend;
 pub mod hook;

@@ -15,5 +15,6 @@ pub mod ledger;
 pub mod metrics;
 pub mod openai;
 pub mod prices;
+pub mod simulator;
 pub mod upstream;
 pub mod simulator;

@@ -1,6 +1,7 @@
 //! The proxy between two fake servers, over real sockets.
 
 mod bodies;
+mod captures;
 mod clients;
 mod failures;
 mod metering;
