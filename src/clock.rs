@@ -46,6 +46,14 @@ impl Clock {
         }
     }
 
+    /// How far this clock moves in so much real time.
+    pub fn scaled(&self, real: Duration) -> Duration {
+        match self {
+            Self::System { speed, .. } => real * *speed,
+            Self::Manual(_) => real,
+        }
+    }
+
     /// How much real time passes while this clock moves by `duration`.
     pub fn real(&self, duration: Duration) -> Duration {
         match self {

@@ -2,10 +2,45 @@
 
 pub mod check;
 pub mod economy;
+pub mod prices;
 pub mod report;
 pub mod schema;
-pub mod prices;
+pub mod serve;
 pub mod simulate;
-pub mod prices;
-pub mod report;
-pub mod schema;
+
+use std::io::stdout;
+use std::process::ExitCode;
+
+use clap::CommandFactory as _;
+
+use crate::cli::{Cli, Command};
+
+/// The command or the configuration is wrong.
+pub const WRONG: u8 = 2;
+
+/// Runs a command; an error goes to stderr, with its causes.
+pub fn run(cli: Cli) -> ExitCode {
+    let result = match cli.command {
+        Command::Serve(arguments) => serve::run(&arguments),
+        Command::Check(arguments) => check::run(&arguments),
+        Command::Simulate(arguments) => simulate::run(&arguments, &mut stdout().lock()),
+        Command::Report(arguments) => report::run(&arguments, &mut stdout().lock()),
+        Command::Prices(arguments) => prices::run(&arguments),
+        Command::Schema(arguments) => schema::run(&arguments),
+        Command::Completions(arguments) => {
+            clap_complete::generate(arguments.shell, &mut Cli::command(), "breakeven", &mut stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::FakeBackend(arguments) => run_fake_backend(arguments),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("breakeven: {error:#}");
+        ExitCode::from(WRONG)
+    })
+}
+
+fn run_fake_backend(arguments: crate::demo::process::FakeBackendArgs) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(crate::demo::process::run(arguments))?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -6,13 +6,13 @@
 pub mod defaults;
 pub mod dialect;
 mod load;
+pub mod pattern;
 mod problem;
 mod raw;
 mod read;
 pub mod reload;
 mod scalar;
 mod schema;
-pub mod pattern;
 pub mod secret;
 mod validate;
 
@@ -177,7 +177,7 @@ pub enum UnknownPrice {
     Estimate,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Backend {
     pub name: String,
     pub kind: BackendKind,
@@ -192,13 +192,13 @@ pub struct Backend {
     pub dialect: Dialect,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum BackendKind {
     Api,
     SelfHosted(Box<SelfHosted>),
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct SelfHosted {
     pub pool: PoolSpec,
     pub control: Control,

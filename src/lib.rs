@@ -4,17 +4,22 @@
 //! ARCHITECTURE.md in the repository has the map, the layers and the invariants.
 
 pub mod admin;
+pub mod cli;
 pub mod clock;
 pub mod commands;
 pub mod config;
 pub mod demo;
 pub mod economics;
 pub mod fleet;
+pub mod gateway;
 pub mod health;
 pub mod ledger;
 pub mod metrics;
 pub mod openai;
+pub mod planner;
 pub mod prices;
+pub mod proxy;
+pub mod server;
 pub mod simulator;
+pub mod telemetry;
 pub mod upstream;
-pub mod simulator;

@@ -300,6 +300,17 @@ impl Metrics {
         self.store.token_counts[source as usize].add(1);
     }
 
+    /// What the ledger has done since it was opened.
+    pub fn ledger_stats(&self, committed: u64, dropped: u64, pending: u64, committed_at: Option<Timestamp>) {
+        let store = &self.store;
+        store.ledger_committed.raise_to(committed);
+        store.ledger_dropped.raise_to(dropped);
+        store.ledger_pending.set(i64::try_from(pending).unwrap_or(i64::MAX));
+        if let Some(at) = committed_at {
+            store.ledger_committed_at.set_time(at);
+        }
+    }
+
     /// Rows became durable at `at`.
     pub fn ledger_committed(&self, rows: u64, at: Timestamp) {
         self.store.ledger_committed.add(rows);

@@ -107,7 +107,7 @@ fn ledger_path(arguments: &ReportArgs) -> anyhow::Result<PathBuf> {
 }
 
 /// A date, an RFC 3339 time, or a duration before `now`.
-fn parse_time(text: &str, now: Timestamp) -> anyhow::Result<Timestamp> {
+pub fn parse_time(text: &str, now: Timestamp) -> anyhow::Result<Timestamp> {
     if let Some(back) = config::parse_duration(text) {
         return Ok(now.saturating_sub(back));
     }
@@ -167,6 +167,12 @@ impl Serialize for JsonRow<'_> {
         }
         map.end()
     }
+}
+
+/// The rows as `--format json` prints them.
+pub fn rows_as_json(by: &[Key], rows: &[Row]) -> serde_json::Value {
+    let rows: Vec<_> = rows.iter().map(|row| JsonRow { row, by }).collect();
+    serde_json::to_value(rows).expect("a row has text keys and plain values")
 }
 
 fn write_json(rows: &[Row], by: &[Key], out: &mut impl Write) -> io::Result<()> {

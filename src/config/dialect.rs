@@ -49,7 +49,7 @@ const PLAIN_CHAT: Features = Features {
 };
 
 /// Features of an offer on an `api` backend.
-pub(super) const fn api_features() -> Features {
+pub const fn api_features() -> Features {
     ALL_FEATURES
 }
 

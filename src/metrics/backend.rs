@@ -204,6 +204,11 @@ impl BackendSeries {
         self.spend[kind as usize].add(amount);
     }
 
+    /// Attempts that have ended, since the start of the process.
+    pub fn attempts_ended(&self) -> u64 {
+        self.attempts.iter().map(Counter::get).sum()
+    }
+
     /// When somebody last confirmed this backend's prices.
     pub fn prices_confirmed(&self, at: Timestamp) {
         self.prices_confirmed.set_time(at);

@@ -1,0 +1,252 @@
+//! `breakeven serve`: configuration, gateway, servers, drain.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::Args;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot, watch};
+use tracing::{error, info, warn};
+
+use super::WRONG;
+use crate::admin::Admin;
+use crate::clock::Clock;
+use crate::config::reload::Watcher;
+use crate::config::{self, Config, Problems, QuickStart};
+use crate::gateway::Gateway;
+use crate::ledger::Ledger;
+use crate::planner::Planner;
+use crate::server::{Workers, tls};
+use crate::telemetry;
+
+/// How often the configuration's content is compared with what is in force.
+const CONFIG_INTERVAL: Duration = Duration::from_secs(2);
+/// Reloads that may wait for their turn.
+const MAX_RELOADS_WAITING: usize = 8;
+
+/// Runs the proxy.
+///
+/// Without a configuration file, `--openai`, `--self-hosted`, `--hourly-usd` and `--model` are enough for a
+/// first run.
+#[derive(Debug, Clone, Args)]
+pub struct ServeArgs {
+    /// Configuration file; else ./breakeven.toml, ./config/breakeven.toml, /etc/breakeven/breakeven.toml.
+    #[arg(long, value_name = "FILE", env = config::CONFIG_VARIABLE)]
+    pub config: Option<PathBuf>,
+    /// OpenAI's API is a backend; its key is in OPENAI_API_KEY, or the client's own goes there.
+    #[arg(long, conflicts_with = "config")]
+    pub openai: bool,
+    /// Base URL of a self-hosted backend, such as http://127.0.0.1:8000/v1.
+    #[arg(long, value_name = "URL", conflicts_with = "config")]
+    pub self_hosted: Option<String>,
+    /// Rent of one replica of it for one hour, in USD.
+    #[arg(long, value_name = "USD", conflicts_with = "config")]
+    pub hourly_usd: Option<String>,
+    /// A model that both serve: NAME, or NAME=NAME_AT_THE_SELF_HOSTED_BACKEND. May be given several times.
+    #[arg(long, value_name = "NAME", conflicts_with = "config")]
+    pub model: Vec<String>,
+}
+
+/// Runs until a signal ends it.
+pub fn run(arguments: &ServeArgs) -> anyhow::Result<ExitCode> {
+    let (watcher, config) = match load(arguments) {
+        Ok(loaded) => loaded,
+        Err(problems) => {
+            eprintln!("{problems}");
+            return Ok(ExitCode::from(WRONG));
+        }
+    };
+    telemetry::install(&config.log);
+    telemetry::install_panic_hook();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let proxy = Proxy::start(config, Clock::system()).await?;
+        proxy.serve(watcher).await
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn load(arguments: &ServeArgs) -> Result<(Option<Watcher>, Config), Problems> {
+    let is_quick = arguments.openai || arguments.self_hosted.is_some();
+    let found = if is_quick { None } else { config::find(arguments.config.as_deref()) };
+    if let Some(path) = found {
+        let (watcher, config) = Watcher::start(&path);
+        return config.map(|config| (Some(watcher), config));
+    }
+    let start = QuickStart {
+        openai: arguments.openai,
+        self_hosted: arguments.self_hosted.clone(),
+        hourly_usd: arguments.hourly_usd.clone(),
+        models: arguments.model.clone(),
+    };
+    config::quick_start(&start, &config::variable).map(|config| (None, config))
+}
+
+/// A running proxy: what `serve` runs until a signal, and `demo` and tests for as long as they like.
+#[derive(Debug)]
+pub struct Proxy {
+    pub gateway: Arc<Gateway>,
+    /// Where applications connect.
+    pub address: std::net::SocketAddr,
+    pub admin_address: std::net::SocketAddr,
+    admin: Admin,
+    workers: Arc<Workers>,
+    tls: Option<tls::Acceptor>,
+    stop: watch::Sender<bool>,
+    tasks: tokio::task::JoinSet<()>,
+    planner: tokio::task::JoinHandle<()>,
+    planner_stop: watch::Sender<bool>,
+    fleets: watch::Sender<bool>,
+    reloads: mpsc::Receiver<Reload>,
+}
+
+/// Somebody asks for a reload, and waits for what comes of it.
+pub type Reload = oneshot::Sender<Result<(), String>>;
+
+impl Proxy {
+    /// Opens the ledger, binds both listeners, starts everything.
+    pub async fn start(config: Config, clock: Clock) -> anyhow::Result<Self> {
+        let config = Arc::new(config);
+        let ledger = Ledger::open(&config.ledger, clock.clone())?;
+        let gateway = Gateway::new(config.clone(), clock, ledger)?;
+        let listener = bind(config.server.listen).await?;
+        let admin_listener = bind(config.server.admin_listen).await?;
+        let address = listener.local_addr()?;
+        let admin_address = admin_listener.local_addr()?;
+        let tls = config.server.tls.as_ref().map(tls::Acceptor::new).transpose()?;
+        let workers = Arc::new(Workers::start(&gateway, tls.as_ref())?);
+        let (stop, stopped) = watch::channel(false);
+        let (planner_stop, planner_stopped) = watch::channel(false);
+        let (fleets, fleets_stopped) = watch::channel(false);
+        let (reload_sender, reloads) = mpsc::channel(MAX_RELOADS_WAITING);
+        let mut tasks = tokio::task::JoinSet::new();
+        for backend in &gateway.state().backends {
+            tasks.spawn(backend.fleet.clone().run(fleets_stopped.clone()));
+        }
+        let planner = tokio::spawn(Planner::new(gateway.clone()).run(planner_stopped));
+        let accepting = workers.clone();
+        let max_connections = config.limits.max_connections;
+        tasks.spawn(async move { accepting.accept(listener, max_connections, stopped).await });
+        let admin = Admin::new(gateway.clone(), reload_sender);
+        admin.serve(admin_listener, &mut tasks);
+        info!(%address, admin = %admin_address, "listening on http://{address}/v1, admin on http://{admin_address}");
+        for warning in &config.warnings {
+            warn!("{warning}");
+        }
+        Ok(Self {
+            gateway,
+            address,
+            admin_address,
+            admin,
+            workers,
+            tls,
+            stop,
+            tasks,
+            planner,
+            planner_stop,
+            fleets,
+            reloads,
+        })
+    }
+
+    /// Serves until SIGTERM or SIGINT, then drains. A second signal ends it at once.
+    pub async fn serve(mut self, mut watcher: Option<Watcher>) -> anyhow::Result<()> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut hangup = signal(SignalKind::hangup())?;
+        let mut look = tokio::time::interval(CONFIG_INTERVAL);
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                _ = hangup.recv() => drop(self.reload(watcher.as_mut())),
+                _ = look.tick() => {
+                    if let Some(changed) = watcher.as_mut().and_then(Watcher::poll) {
+                        drop(self.apply(changed));
+                    }
+                }
+                Some(reply) = self.reloads.recv() => {
+                    let result = self.reload(watcher.as_mut());
+                    // Who asked may have gone.
+                    drop(reply.send(result));
+                }
+            }
+        }
+        let again = async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        };
+        self.shut_down(again).await;
+        Ok(())
+    }
+
+    /// Stops accepting, lets calls finish, books rent and flushes the ledger. `abort` ends the waiting.
+    pub async fn shut_down(mut self, abort: impl Future<Output = ()>) {
+        info!("draining: no new connections, {} calls in flight", self.gateway.in_flight());
+        self.gateway.begin_drain();
+        self.stop.send_replace(true);
+        let patience = self.gateway.state().config.limits.drain_timeout;
+        self.workers.drain(patience, abort).await;
+        self.planner_stop.send_replace(true);
+        if let Err(error) = (&mut self.planner).await {
+            error!(%error, "the planner had ended: {error}");
+        }
+        self.fleets.send_replace(true);
+        self.admin.stop();
+        while self.tasks.join_next().await.is_some() {}
+        Planner::new(self.gateway.clone()).close(self.gateway.now());
+        if !self.gateway.ledger.flush().await {
+            warn!("the ledger has not imported everything; the next start will, from its journal");
+        }
+        info!("stopped");
+    }
+
+    fn reload(&self, watcher: Option<&mut Watcher>) -> Result<(), String> {
+        match watcher {
+            Some(watcher) => {
+                let loaded = watcher.reload();
+                self.apply(loaded)
+            }
+            None => Err("there is no configuration file to reload".to_owned()),
+        }
+    }
+
+    /// Puts a configuration in force, or keeps the one that is and says why.
+    fn apply(&self, loaded: Result<Config, Problems>) -> Result<(), String> {
+        let gateway = &self.gateway;
+        let applied = loaded.map_err(|problems| problems.to_string()).and_then(|config| {
+            for key in gateway.state().config.restart_needed(&config) {
+                warn!(key, "`{key}` has changed and needs a restart");
+            }
+            gateway.reconfigure(Arc::new(config)).map_err(|error| error.to_string())
+        });
+        let applied = applied.and_then(|()| match &self.tls {
+            Some(tls) => tls.reload().map_err(|error| format!("{error:#}")),
+            None => Ok(()),
+        });
+        match &applied {
+            Ok(()) => {
+                gateway.metrics.config_loaded(gateway.now());
+                gateway.note("reload", "configuration", "a new configuration is in force".to_owned());
+                info!("the configuration was reloaded");
+            }
+            Err(why) => {
+                gateway.metrics.config_refused();
+                error!("the configuration was not reloaded, the one before stays in force:\n{why}");
+            }
+        }
+        applied
+    }
+}
+
+async fn bind(address: std::net::SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| {
+        format!("cannot listen on {address}; is something else there, or another breakeven?")
+    })
+}

@@ -1,0 +1,62 @@
+//! TLS on our own listeners, with certificates that are read again when they change.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use arc_swap::ArcSwap;
+use rustls::ServerConfig;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use crate::config::Tls;
+
+/// Accepts TLS connections with the certificate in force.
+#[derive(Clone)]
+pub struct Acceptor {
+    settings: Tls,
+    current: Arc<ArcSwap<ServerConfig>>,
+}
+
+impl std::fmt::Debug for Acceptor {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Acceptor").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
+impl Acceptor {
+    pub fn new(settings: &Tls) -> anyhow::Result<Self> {
+        let current = Arc::new(ArcSwap::from_pointee(load(settings)?));
+        Ok(Self { settings: settings.clone(), current })
+    }
+
+    /// Reads the files again. A certificate that cannot be used leaves the one before in force.
+    pub fn reload(&self) -> anyhow::Result<()> {
+        self.current.store(Arc::new(load(&self.settings)?));
+        Ok(())
+    }
+
+    pub async fn accept(&self, stream: TcpStream) -> std::io::Result<TlsStream<TcpStream>> {
+        TlsAcceptor::from(self.current.load_full()).accept(stream).await
+    }
+}
+
+fn load(settings: &Tls) -> anyhow::Result<ServerConfig> {
+    let read = |path: &Path| std::fs::read(path).with_context(|| format!("cannot read `{}`", path.display()));
+    let certificates = CertificateDer::pem_slice_iter(&read(&settings.certificate)?)
+        .collect::<Result<Vec<_>, _>>()
+        .with_context(|| format!("`{}` is not a certificate in PEM", settings.certificate.display()))?;
+    let key = PrivateKeyDer::from_pem_slice(&read(&settings.private_key)?)
+        .with_context(|| format!("`{}` is not a private key in PEM", settings.private_key.display()))?;
+    let mut config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .context("TLS 1.2 and 1.3 are not available")?
+        .with_no_client_auth()
+        .with_single_cert(certificates, key)
+        .context("the certificate and the private key do not belong together")?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(config)
+}

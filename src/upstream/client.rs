@@ -1,0 +1,254 @@
+//! The upstream connections of one worker thread.
+//!
+//! Each worker has its own, one set a backend: no lock is shared between workers, and a slow or dead backend
+//! takes nothing from another. Plain HTTP goes through [`Pool`]; TLS, HTTP/2 and uploads that pass through
+//! go through hyper's client.
+
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, Response, header};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client as HyperClient;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+
+use super::pool::{Pool, PoolSettings, PooledBody, SendError};
+use super::{Backend, BaseUrl};
+use crate::config::Timeouts;
+
+/// Idle connections kept to one replica.
+const MAX_IDLE_CONNECTIONS: usize = 1024;
+
+/// A request body on its way up: collected, and then cheap to send again, or passing through.
+#[derive(Debug)]
+pub enum RequestBody {
+    Full(Option<Bytes>),
+    Stream(Incoming),
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match self.get_mut() {
+            Self::Full(bytes) => Poll::Ready(
+                bytes.take().filter(|bytes| !bytes.is_empty()).map(|bytes| Ok(Frame::data(bytes))),
+            ),
+            Self::Stream(body) => Pin::new(body).poll_frame(context),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Full(bytes) => bytes.as_ref().is_none_or(Bytes::is_empty),
+            Self::Stream(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
+            Self::Stream(body) => body.size_hint(),
+        }
+    }
+}
+
+/// An upstream's answer as it arrives. Dropped before its end it tells the upstream to stop.
+#[derive(Debug)]
+pub enum UpstreamBody {
+    Pooled(PooledBody),
+    Hyper(Incoming),
+}
+
+/// An answer broke off. The details are for the log.
+#[derive(Debug, thiserror::Error)]
+#[error("the upstream's connection broke: {0}")]
+pub struct BrokenBody(String);
+
+impl Body for UpstreamBody {
+    type Data = Bytes;
+    type Error = BrokenBody;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BrokenBody>>> {
+        match self.get_mut() {
+            Self::Pooled(body) => {
+                Pin::new(body).poll_frame(context).map_err(|error| BrokenBody(error.to_string()))
+            }
+            Self::Hyper(body) => {
+                Pin::new(body).poll_frame(context).map_err(|error| BrokenBody(error.to_string()))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Pooled(body) => body.is_end_stream(),
+            Self::Hyper(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Pooled(body) => body.size_hint(),
+            Self::Hyper(body) => body.size_hint(),
+        }
+    }
+}
+
+/// Why a request got no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum NoAnswer {
+    /// Nothing was sent.
+    #[error("cannot connect: {0}")]
+    Connect(String),
+    #[error("the connection broke: {0}")]
+    Broken(String),
+}
+
+type Https = HyperClient<HttpsConnector<HttpConnector>, RequestBody>;
+
+/// The connections to one backend.
+#[derive(Debug)]
+pub struct Client {
+    /// One for each replica that speaks plain HTTP.
+    pools: Vec<Option<Pool>>,
+    hyper: OnceLock<Https>,
+    timeouts: Timeouts,
+}
+
+impl Client {
+    fn new(backend: &Backend) -> Self {
+        let timeouts = backend.spec.timeouts.clone();
+        let settings = PoolSettings {
+            connect_timeout: timeouts.connect,
+            idle_timeout: timeouts.idle_connection,
+            max_idle: MAX_IDLE_CONNECTIONS,
+        };
+        let pools =
+            backend.bases().iter().map(|base| Pool::new(&base.origin(), settings.clone()).ok()).collect();
+        Self { pools, hyper: OnceLock::new(), timeouts }
+    }
+
+    /// Sends a request to a replica and waits for the head of its answer.
+    pub async fn send(
+        &self,
+        replica: usize,
+        base: &BaseUrl,
+        method: &Method,
+        path_and_query: &str,
+        headers: &HeaderMap,
+        body: RequestBody,
+    ) -> Result<Response<UpstreamBody>, NoAnswer> {
+        match (self.pools.get(replica), body) {
+            (Some(Some(pool)), RequestBody::Full(bytes)) => {
+                let target = base.target(path_and_query);
+                match pool.send(method, &target, headers, bytes.unwrap_or_default()).await {
+                    Ok(response) => Ok(response.map(UpstreamBody::Pooled)),
+                    Err(error @ (SendError::Connect { .. } | SendError::ConnectTimeout { .. })) => {
+                        Err(NoAnswer::Connect(error.to_string()))
+                    }
+                    Err(SendError::Wire(error)) => Err(NoAnswer::Broken(error.to_string())),
+                }
+            }
+            (_, body) => self.send_by_hyper(base, method, path_and_query, headers, body).await,
+        }
+    }
+
+    async fn send_by_hyper(
+        &self,
+        base: &BaseUrl,
+        method: &Method,
+        path_and_query: &str,
+        headers: &HeaderMap,
+        body: RequestBody,
+    ) -> Result<Response<UpstreamBody>, NoAnswer> {
+        let uri =
+            base.join(path_and_query).ok_or_else(|| NoAnswer::Connect("the path is not valid".to_owned()))?;
+        let mut request = Request::new(body);
+        *request.method_mut() = method.clone();
+        *request.uri_mut() = uri;
+        *request.headers_mut() = headers.clone();
+        request.headers_mut().insert(header::HOST, base.host().clone());
+        let client = self.hyper.get_or_init(|| https(&self.timeouts));
+        match client.request(request).await {
+            Ok(response) => Ok(response.map(UpstreamBody::Hyper)),
+            Err(error) if error.is_connect() => Err(NoAnswer::Connect(root_cause(&error))),
+            Err(error) => Err(NoAnswer::Broken(root_cause(&error))),
+        }
+    }
+}
+
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}
+
+fn https(timeouts: &Timeouts) -> Https {
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_nodelay(true);
+    tcp.set_connect_timeout(Some(timeouts.connect));
+    let connector = HttpsConnectorBuilder::new()
+        .with_provider_and_webpki_roots(rustls::crypto::ring::default_provider())
+        .expect("the default protocol versions are supported by ring")
+        .https_or_http()
+        .enable_http1()
+        .enable_http2()
+        .wrap_connector(tcp);
+    HyperClient::builder(TokioExecutor::new())
+        .pool_idle_timeout(timeouts.idle_connection)
+        .pool_timer(TokioTimer::new())
+        .pool_max_idle_per_host(MAX_IDLE_CONNECTIONS)
+        .set_host(false)
+        .build(connector)
+}
+
+/// The clients of one worker thread, by the backend's position. Its lock is never contended.
+#[derive(Debug, Default)]
+pub struct Clients {
+    by_backend: Mutex<Vec<Option<(Arc<Backend>, Arc<Client>)>>>,
+}
+
+impl Clients {
+    /// The client of a backend; one that a reload has changed gets a new one.
+    pub fn of(&self, backend: &Arc<Backend>) -> Arc<Client> {
+        let mut clients = self.by_backend.lock().unwrap_or_else(PoisonError::into_inner);
+        let index = usize::from(backend.id.0);
+        if clients.len() <= index {
+            clients.resize_with(index + 1, || None);
+        }
+        match &clients[index] {
+            Some((known, client)) if Arc::ptr_eq(known, backend) => client.clone(),
+            _ => {
+                let client = Arc::new(Client::new(backend));
+                clients[index] = Some((backend.clone(), client.clone()));
+                client
+            }
+        }
+    }
+
+    /// Closes connections that have rested too long. To be called now and then.
+    pub fn close_expired(&self) {
+        let clients = self.by_backend.lock().unwrap_or_else(PoisonError::into_inner);
+        clients
+            .iter()
+            .flatten()
+            .flat_map(|(_, client)| client.pools.iter().flatten())
+            .for_each(Pool::close_expired);
+    }
+}

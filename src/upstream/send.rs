@@ -1,0 +1,344 @@
+//! Attempts at backends, up to the first byte for the client: after that there is no way back.
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::{Method, StatusCode, response};
+use http_body::Body as _;
+use tracing::{debug, warn};
+
+use super::client::{Clients, NoAnswer, RequestBody, UpstreamBody};
+use crate::config::Timeouts;
+use crate::economics::Reason;
+use crate::fleet::Availability;
+use crate::health::throttle::retry_after;
+use crate::metrics::{AttemptResult, Fault};
+use crate::openai::{Change, Endpoint};
+use crate::proxy::error::ProxyError;
+use crate::proxy::exchange::Exchange;
+use crate::proxy::headers::Head;
+
+/// Answers up to this size are collected before their head goes to the client, so that it can carry the cost.
+pub const MAX_COLLECTED_BYTES: usize = 8 << 20;
+/// Kept of an error answer that may yet be the one that the client gets.
+const MAX_ERROR_BYTES: usize = 1 << 20;
+/// What a client is told to wait when nothing better is known.
+const RETRY_AFTER_SECONDS: u64 = 1;
+
+/// A request on its way up, ready to be sent more than once.
+#[derive(Debug)]
+pub struct Outgoing {
+    pub method: Method,
+    pub path_and_query: String,
+    pub head: Head,
+    pub body: Bytes,
+}
+
+/// An answer, as far as it has been awaited.
+#[derive(Debug)]
+pub struct Answer {
+    pub head: response::Parts,
+    /// What was read of the body.
+    pub read: Bytes,
+    /// The rest of it; none when all was read.
+    pub rest: Option<UpstreamBody>,
+    /// The usage chunk of this stream was asked for by us.
+    pub strip_usage: bool,
+}
+
+/// Why an attempt did not bring the answer.
+enum Failure {
+    /// An error answer: the client gets it if nothing better comes.
+    Answer(Box<Answer>),
+    NoAnswer(ProxyError),
+}
+
+struct Failed {
+    fault: Fault,
+    result: AttemptResult,
+    retry_after: Option<Duration>,
+    failure: Failure,
+    /// The same backend may be tried again.
+    again: bool,
+}
+
+/// Sends a call to the offers of its route in `order`, each once, and then again as far as the retry budgets
+/// of the call and of the process allow.
+pub async fn send(
+    clients: &Clients,
+    exchange: &mut Exchange,
+    request: &mut Outgoing,
+    order: &[usize],
+) -> Result<Answer, ProxyError> {
+    let settings = exchange.state().config.retry.clone();
+    let mut last: Option<Failed> = None;
+    let mut backoff = settings.backoff;
+    loop {
+        for &index in order {
+            if exchange.attempts() >= settings.max_attempts {
+                return conclude(exchange, last);
+            }
+            if !place(exchange, index, &mut last) {
+                continue;
+            }
+            match attempt(clients, exchange, request, index).await {
+                Ok(answer) => return Ok(answer),
+                Err(failed) => {
+                    exchange.end_attempt(failed.result, failed.retry_after);
+                    let is_final = !failed.again && order.len() == 1;
+                    last = Some(failed);
+                    if is_final {
+                        return conclude(exchange, last);
+                    }
+                }
+            }
+        }
+        let Some(failed) = &last else { return conclude(exchange, None) };
+        let may_retry = failed.again && exchange.attempts() < settings.max_attempts;
+        let wait = failed.retry_after.unwrap_or_else(|| jittered(backoff));
+        if !may_retry || wait > settings.max_backoff || !exchange.gateway().retries.spend() {
+            return conclude(exchange, last);
+        }
+        tokio::time::sleep(wait).await;
+        backoff = (backoff * 2).min(settings.max_backoff);
+    }
+}
+
+/// Takes a place at an offer's backend. False when it has none to give; the reason then becomes why.
+fn place(exchange: &mut Exchange, index: usize, last: &mut Option<Failed>) -> bool {
+    let Some(route) = exchange.route().cloned() else { return false };
+    let backend = &route.offers[index].backend;
+    let Some(place) = backend.acquire() else {
+        let full = backend.fleet.availability() == Availability::Full;
+        if exchange.attempts() == 0 && exchange.reason() != Reason::Pinned {
+            exchange.set_reason(if full { Reason::Overflow } else { Reason::Unhealthy });
+        }
+        return false;
+    };
+    if let Some(failed) = last {
+        exchange.moved(backend, failed.fault);
+        exchange.set_reason(Reason::Failover);
+    }
+    exchange.begin_attempt(backend, Some(index), place);
+    true
+}
+
+/// No more attempts: the best that there is, for the client.
+fn conclude(exchange: &Exchange, last: Option<Failed>) -> Result<Answer, ProxyError> {
+    match last.map(|failed| failed.failure) {
+        Some(Failure::Answer(answer)) => Ok(*answer),
+        Some(Failure::NoAnswer(error)) => Err(error),
+        None => Err(ProxyError::Unavailable {
+            model: exchange.call().map(|call| call.model.clone()).unwrap_or_default(),
+            retry_after_seconds: RETRY_AFTER_SECONDS,
+        }),
+    }
+}
+
+/// One attempt, up to the first byte of a stream or the whole of another answer.
+async fn attempt(
+    clients: &Clients,
+    exchange: &mut Exchange,
+    request: &mut Outgoing,
+    index: usize,
+) -> Result<Answer, Failed> {
+    let (backend, model) = match exchange.served() {
+        Some((backend, model)) => (backend.clone(), model.to_owned()),
+        None => unreachable!("an attempt has begun"),
+    };
+    debug_assert!(exchange.route().is_some_and(|route| route.offers[index].backend.id == backend.id));
+    let refuses = backend.refuses_stream_options.load(std::sync::atomic::Ordering::Relaxed);
+    let (body, injects) = match exchange.call() {
+        Some(call) => {
+            let has_usage_chunk = matches!(call.endpoint, Endpoint::ChatCompletions | Endpoint::Completions);
+            let injects = call.stream && has_usage_chunk && !call.wants_usage && !refuses;
+            let change = Change {
+                model: Some(&model),
+                include_usage: injects,
+                remove_stream_options: refuses,
+                rules: &backend.rules,
+            };
+            (
+                call.rewrite(&request.body, &change)
+                    .map_err(|error| Failed::refused(ProxyError::Request(error)))?,
+                injects,
+            )
+        }
+        None => (request.body.clone(), false),
+    };
+    request.head.dress(&backend);
+    let timeouts = backend.spec.timeouts.clone();
+    let is_stream = exchange.call().is_some_and(|call| call.stream);
+    let patience = timeouts.first_byte.min(timeouts.total.saturating_sub(exchange.age()));
+    let waiting = first_byte(clients, exchange, request, body, &timeouts, is_stream);
+    let mut answer = match tokio::time::timeout(patience, waiting).await {
+        Ok(answered) => answered?,
+        Err(_) => return Err(Failed::timed_out(backend.name())),
+    };
+    answer.strip_usage = injects;
+    backend.throttle.observe(exchange.gateway().now(), &answer.head.headers);
+    judge(answer, &backend, injects)
+}
+
+async fn first_byte(
+    clients: &Clients,
+    exchange: &Exchange,
+    request: &Outgoing,
+    body: Bytes,
+    timeouts: &Timeouts,
+    is_stream: bool,
+) -> Result<Answer, Failed> {
+    let (Some(place), Some((backend, _))) = (exchange.place(), exchange.served()) else {
+        unreachable!("an attempt has begun")
+    };
+    let client = clients.of(backend);
+    let sent = client.send(
+        place.replica(),
+        place.base(),
+        &request.method,
+        &request.path_and_query,
+        request.head.headers(),
+        RequestBody::Full(Some(body)),
+    );
+    let response = sent.await.map_err(|error| Failed::unanswered(backend.name(), &error))?;
+    let (head, mut body) = response.into_parts();
+    let streams = is_stream && head.status.is_success();
+    let limit = if streams {
+        1
+    } else if head.status.is_success() {
+        MAX_COLLECTED_BYTES
+    } else {
+        MAX_ERROR_BYTES
+    };
+    let (read, is_complete) = read(&mut body, limit, streams, timeouts.between_bytes)
+        .await
+        .map_err(|why| Failed::broken(backend.name(), why))?;
+    Ok(Answer { head, read, rest: (!is_complete).then_some(body), strip_usage: false })
+}
+
+/// Reads a body until it ends or `limit` bytes are there.
+async fn read(
+    body: &mut UpstreamBody,
+    limit: usize,
+    streams: bool,
+    between_bytes: Duration,
+) -> Result<(Bytes, bool), &'static str> {
+    let mut first = Bytes::new();
+    let mut more = BytesMut::new();
+    loop {
+        let frame = std::future::poll_fn(|context| Pin::new(&mut *body).poll_frame(context));
+        // The wait for a stream's first byte is bounded by the caller.
+        let frame = match streams {
+            true => frame.await,
+            false => {
+                tokio::time::timeout(between_bytes, frame).await.map_err(|_| "it was silent for too long")?
+            }
+        };
+        match frame {
+            None if streams && first.is_empty() => return Err("its stream ended before it began"),
+            None => break,
+            Some(Err(error)) => {
+                debug!(%error, "an upstream's answer broke off");
+                return Err("its answer broke off");
+            }
+            Some(Ok(frame)) => {
+                let Ok(data) = frame.into_data() else { continue };
+                if first.is_empty() {
+                    first = data;
+                } else {
+                    if more.is_empty() {
+                        more.extend_from_slice(&first);
+                    }
+                    more.extend_from_slice(&data);
+                }
+            }
+        }
+        let is_complete = body.is_end_stream();
+        if is_complete || first.len().max(more.len()) >= limit {
+            return Ok((if more.is_empty() { first } else { more.freeze() }, is_complete));
+        }
+    }
+    Ok((if more.is_empty() { first } else { more.freeze() }, true))
+}
+
+/// Is this the answer, or may another backend do better?
+fn judge(answer: Answer, backend: &super::Backend, injects: bool) -> Result<Answer, Failed> {
+    let status = answer.head.status;
+    let result = AttemptResult::of_status(status.as_u16());
+    let wait = retry_after(&answer.head.headers);
+    let failed = |fault, again, answer| Failed {
+        fault,
+        result,
+        retry_after: wait,
+        failure: Failure::Answer(Box::new(answer)),
+        again,
+    };
+    match status {
+        StatusCode::TOO_MANY_REQUESTS => Err(failed(Fault::Http429, true, answer)),
+        StatusCode::REQUEST_TIMEOUT => Err(failed(Fault::Timeout, true, answer)),
+        _ if status.is_server_error() => Err(failed(Fault::Http5xx, true, answer)),
+        StatusCode::BAD_REQUEST
+            if injects && memchr::memmem::find(&answer.read, b"stream_options").is_some() =>
+        {
+            warn!(
+                backend = backend.name(),
+                "`{}` refuses `stream_options`; it is not sent there again",
+                backend.name()
+            );
+            backend.refuses_stream_options.store(true, std::sync::atomic::Ordering::Relaxed);
+            Err(failed(Fault::Http4xx, true, answer))
+        }
+        StatusCode::NOT_FOUND if !backend.is_api() => Err(failed(Fault::Http4xx, false, answer)),
+        StatusCode::BAD_REQUEST if !backend.is_api() && is_too_long(&answer.read) => {
+            Err(failed(Fault::Http4xx, false, answer))
+        }
+        _ => Ok(answer),
+    }
+}
+
+/// Whether an error says that the prompt does not fit, in the words of vLLM, llama.cpp, SGLang or TGI.
+fn is_too_long(body: &[u8]) -> bool {
+    [&b"exceed_context_size_error"[..], b"maximum context length", b"context length", b"input_tokens"]
+        .iter()
+        .any(|words| memchr::memmem::find(body, words).is_some())
+}
+
+/// Between half of a pause and one and a half, so that retries of many calls do not meet.
+fn jittered(pause: Duration) -> Duration {
+    pause.mul_f64(0.5 + fastrand::f64())
+}
+
+impl Failed {
+    fn new(fault: Fault, result: AttemptResult, error: ProxyError, again: bool) -> Self {
+        Self { fault, result, retry_after: None, failure: Failure::NoAnswer(error), again }
+    }
+
+    /// The backend's dialect has no place for what the call asks for.
+    fn refused(error: ProxyError) -> Self {
+        Self::new(Fault::Http4xx, AttemptResult::Http4xx, error, false)
+    }
+
+    fn timed_out(backend: &str) -> Self {
+        let error = ProxyError::UpstreamTimeout { backend: backend.to_owned() };
+        Self::new(Fault::Timeout, AttemptResult::Timeout, error, true)
+    }
+
+    fn unanswered(backend: &str, error: &NoAnswer) -> Self {
+        let (fault, result) = match error {
+            NoAnswer::Connect(_) => (Fault::ConnectError, AttemptResult::ConnectError),
+            NoAnswer::Broken(_) => (Fault::Broken, AttemptResult::Broken),
+        };
+        warn!(backend, %error, "`{backend}` did not answer: {error}");
+        let why = match error {
+            NoAnswer::Connect(_) => "it cannot be reached",
+            NoAnswer::Broken(_) => "its connection broke",
+        };
+        Self::new(fault, result, ProxyError::Upstream { backend: backend.to_owned(), why }, true)
+    }
+
+    fn broken(backend: &str, why: &'static str) -> Self {
+        let error = ProxyError::Upstream { backend: backend.to_owned(), why };
+        Self::new(Fault::Broken, AttemptResult::Broken, error, true)
+    }
+}
