@@ -1,18 +1,10 @@
 //! The scrape as Prometheus sees it: complete from the start, bounded, exact in money.
 
-use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use breakeven::config::{
-    Auth, AuthMode, Backend, BackendId, BackendKind, Circuit, Config, Control, Dialect, Features, Fsync,
-    Health, LedgerSettings, Limits, LogFormat, LogSettings, MetricsSettings, Offer, PolicyParameters,
-    PriceBook, Retry, Route, RouteId, RoutePolicy, SelfHosted, Server, Timeouts, UnknownPrice,
-    WhenUnavailable,
-};
-use breakeven::economics::{
-    Billing, Capacity, NanoUsd, PoolSpec, PriceCard, Reason, Timestamp, TokenPrice, Usage, Work,
-};
+use breakeven::config::{self, Config};
+use breakeven::economics::{NanoUsd, Reason, Timestamp, Usage, Work};
 use breakeven::ledger::{Outcome, UsageSource};
 use breakeven::metrics::{
     self, AttemptResult, BudgetState, CircuitState, CostPerRequest, Fault, Metrics, Period, PeriodAmounts,
@@ -211,117 +203,26 @@ fn everything_happens(metrics: &Metrics) {
 
 /// An API and a self-hosted backend that both serve `models`.
 fn config(models: &[&str], teams: &[&str], max_series: usize) -> Config {
-    let price = |text| TokenPrice::from_usd_per_million(text).unwrap();
-    let card = PriceCard::flat(price("0.15"), price("0.60"));
-    let offer = |backend| Offer {
-        backend: BackendId(backend),
-        model: None,
-        price: (backend == 0).then(|| card.clone()),
-        context_window: None,
-        features: Features {
-            tools: true,
-            json_schema: true,
-            vision: false,
-            audio: false,
-            logprobs: true,
-            multiple_choices: true,
-            embeddings: false,
-            responses: true,
-        },
-    };
-    let names: Vec<String> = models.iter().map(|model| (*model).to_owned()).collect();
-    Config {
-        server: Server {
-            listen: "127.0.0.1:0".parse().unwrap(),
-            admin_listen: "127.0.0.1:0".parse().unwrap(),
-            admin_token: None,
-            tls: None,
-            workers: 1,
-        },
-        limits: Limits {
-            max_connections: 1,
-            max_in_flight: 1,
-            max_body_bytes: 1,
-            max_header_bytes: 1,
-            header_timeout: Duration::ZERO,
-            body_timeout: Duration::ZERO,
-            drain_timeout: Duration::ZERO,
-        },
-        auth: Auth { mode: AuthMode::PassThrough },
-        ledger: LedgerSettings {
-            path: PathBuf::new(),
-            fsync: Fsync::Batch,
-            when_unavailable: WhenUnavailable::Refuse,
-        },
-        policy: PolicyParameters {
-            window: Duration::ZERO,
-            margin: 0.1,
-            min_dwell: Duration::ZERO,
-            slot: Duration::ZERO,
-        },
-        retry: Retry {
-            max_attempts: 1,
-            backoff: Duration::ZERO,
-            max_backoff: Duration::ZERO,
-            budget_ratio: 0.1,
-        },
-        metrics: MetricsSettings { teams: teams.iter().map(|team| (*team).to_owned()).collect(), max_series },
-        log: LogSettings { filter: String::new(), format: LogFormat::Text },
-        unknown_price: UnknownPrice::ApiOnly,
-        backends: vec![
-            backend("openai", BackendKind::Api),
-            backend("gpu", BackendKind::SelfHosted(Box::new(self_hosted()))),
-        ],
-        models: names.iter().map(|name| (name.clone(), RouteId(0))).collect::<HashMap<_, _>>(),
-        routes: vec![Route {
-            name: "chat".into(),
-            models: names,
-            policy: RoutePolicy::Cheapest,
-            offers: vec![offer(0), offer(1)],
-        }],
-        prices: PriceBook::default(),
-        digest: String::new(),
-    }
-}
-
-fn backend(name: &str, kind: BackendKind) -> Backend {
-    Backend {
-        name: name.into(),
-        kind,
-        base_urls: vec!["http://127.0.0.1:1/v1".into()],
-        api_key: None,
-        headers: Vec::new(),
-        timeouts: Timeouts {
-            connect: Duration::ZERO,
-            first_byte: Duration::ZERO,
-            between_bytes: Duration::ZERO,
-            total: Duration::ZERO,
-            idle_connection: Duration::ZERO,
-        },
-        health: Health { path: None, interval: Duration::ZERO, timeout: Duration::ZERO },
-        circuit: Circuit { failures: 5, open_for: Duration::ZERO },
-        dialect: Dialect::default(),
-    }
-}
-
-fn self_hosted() -> SelfHosted {
-    SelfHosted {
-        pool: PoolSpec {
-            hourly: NanoUsd::from_nanos(2_990_000_000),
-            billing: Billing::WhileRunning,
-            request_fee: NanoUsd::ZERO,
-            capacity: Capacity {
-                input_tokens_per_second: 15_000,
-                output_tokens_per_second: 10_000,
-                max_in_flight: 64,
-            },
-            startup: Duration::from_mins(5),
-            minimum: Duration::from_mins(1),
-            max_replicas: 4,
-        },
-        control: Control::None,
-        metrics_url: None,
-    }
+    let text = format!(
+        r#"
+        metrics = {{ teams = {teams:?}, max_series = {max_series} }}
+        [backends.openai]
+        kind = "api"
+        base_url = "http://127.0.0.1:1/v1"
+        [backends.gpu]
+        kind = "self_hosted"
+        base_url = "http://127.0.0.1:2/v1"
+        hourly_usd = 2.99
+        capacity = {{ input_tokens_per_second = 15000, output_tokens_per_second = 10000, max_in_flight = 64 }}
+        [routes.chat]
+        models = {models:?}
+        offers = [
+          {{ backend = "openai", price = {{ input = 0.15, output = 0.60 }} }},
+          {{ backend = "gpu", model = "llama" }},
+        ]
+        "#
+    );
+    config::parse(&text, "metrics.toml", &|_| None).unwrap_or_else(|problems| panic!("{problems}"))
 }
 
 #[test]
