@@ -259,10 +259,8 @@ fn every_alert_has_a_paragraph_in_the_runbook_and_a_test() {
         let heading = format!("\n## {name}\n");
         assert!(runbook.contains(&heading), "docs/runbook.md lacks {name}");
         assert!(alerts.contains(&format!("docs/runbook.md#{}\n", name.to_lowercase())), "{name} has no link");
-        let fires = tests.split(&format!("alertname: {name}\n")).skip(1);
-        assert!(
-            fires.clone().any(|rest| rest.trim_start().starts_with("exp_alerts:")),
-            "{name} is not tested"
-        );
+        let case = format!("alertname: {name}\n");
+        let fires = tests.split(&case).skip(1).any(|rest| rest.trim_start().starts_with("exp_alerts:"));
+        assert!(fires, "{name} is not tested");
     }
 }
