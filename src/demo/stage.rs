@@ -70,7 +70,7 @@ admin_listen = "{admin_listen}"
 path = {ledger}
 
 [policy]
-window = "10m"
+window = "4m"
 margin = 0.05
 min_dwell = "10m"
 slot = "60s"
@@ -99,5 +99,59 @@ offers = [{{ backend = "{API}" }}, {{ backend = "{SELF_HOSTED}", model = "meta-l
             own = self.room.server_url,
             hook = self.room.hook_url,
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{self, Config};
+    use crate::demo::day::{DAY, Day};
+    use crate::economics::policy::{PolicyKind, PolicySettings, policy_for};
+    use crate::economics::{Timestamp, Usage};
+    use crate::simulator::{Tally, engine, priced};
+
+    async fn configured() -> Config {
+        let clock = Clock::accelerated(Timestamp::ZERO, 1_440);
+        let stage = Stage::open(&clock).await.unwrap();
+        let any = "127.0.0.1:0".parse().unwrap();
+        let text = stage.config(any, any, Path::new("a\\b\"c.db"));
+        config::parse(&text, "demo", &|_| None).unwrap_or_else(|problems| panic!("{problems}\n{text}"))
+    }
+
+    #[tokio::test]
+    async fn the_simulator_says_that_the_demo_changes_twice_and_costs_less_than_either_side_alone() {
+        let config = configured().await;
+        let pool = config.backends.iter().find_map(config::Backend::pool).unwrap();
+        let card = config.prices.card(MODEL).unwrap();
+        let settings = PolicySettings {
+            window: config.policy.window,
+            margin: config.policy.margin,
+            min_dwell: config.policy.min_dwell,
+            slot: config.policy.slot,
+        };
+        let day = Day::at_speed(1_440);
+        let (input, output) = day.mean_call_size();
+        let mut tally = Tally::new(settings.slot);
+        let mut owed = 0.0;
+        for second in 0..DAY.as_secs() {
+            let at = Duration::from_secs(second);
+            owed += day.calls_per_hour(at) / 3600.0;
+            if owed >= 1.0 {
+                owed -= 1.0;
+                tally.add(at, priced(card, &pool.capacity, &Usage::new(input, output), 1)).unwrap();
+            }
+        }
+        let demand = tally.demand(1.0, Some(DAY));
+        let mut policy = policy_for(&PolicyKind::Cheapest, &settings);
+        let outcome = engine::run(policy.as_mut(), pool, &demand, Timestamp::ZERO);
+        let alone = engine::run_fixed(1, pool, &demand).total();
+        println!("{} api {} rent {} own alone {} starts {}", outcome.total(), outcome.api, outcome.rent, demand.api_cost(), outcome.starts);
+        let held: Vec<u32> = outcome.slots.iter().map(|slot| slot.target).collect();
+        let changes = held.windows(2).filter(|pair| pair[0] != pair[1]).count();
+        for (i,w) in held.windows(2).enumerate() { if w[0]!=w[1] { println!("{}:{:02}", (i+1)/60, (i+1)%60); } }
+        assert_eq!(changes, 2);
+        let less = |than: crate::economics::NanoUsd| outcome.total().to_usd_f64() / than.to_usd_f64();
+        assert!(less(demand.api_cost()) < 0.9 && less(alone) < 0.9, "{} against {} and {alone}", outcome.total(), demand.api_cost());
     }
 }
