@@ -7,6 +7,7 @@ pub mod hook;
 pub mod load;
 pub mod picture;
 pub mod process;
+pub mod stage;
 
 pub use fake_backend::{
     Chaos, FakeBackend, Fault, Personality, Produced, SeenRequest, Settings, State, Totals,

@@ -20,8 +20,8 @@ const QUIETEST_HOUR: f64 = 3.0;
 const SHARPNESS: f64 = 1.3;
 
 /// Mean size of a call while a day lasts a minute.
-const INPUT_TOKENS: f64 = 2_000.0;
-const OUTPUT_TOKENS: f64 = 250.0;
+const INPUT_TOKENS: f64 = 2_500.0;
+const OUTPUT_TOKENS: f64 = 120.0;
 
 /// The traffic of a day that passes at some speed.
 ///

@@ -23,7 +23,7 @@ use crate::economics::Timestamp;
 /// Chats that differ; each call is one of them.
 const CHATS: u64 = 64;
 /// One chat in so many is streamed.
-const STREAMED: u64 = 5;
+const STREAMED: u64 = 8;
 /// Calls that are open at once; beyond it a call is skipped and counted.
 const MAX_OPEN: usize = 512;
 /// How often it looks whether calls are due.
@@ -154,6 +154,6 @@ mod tests {
         assert!((calls / expected - 1.0).abs() < 0.25, "{calls} calls, {expected} expected");
         assert_eq!(load.sent.succeeded.load(Ordering::Relaxed), totals.requests);
         let input = totals.usage.input_tokens / totals.requests;
-        assert!((1_600..2_400).contains(&input), "{input} input tokens a call");
+        assert!((2_000..3_000).contains(&input), "{input} input tokens a call");
     }
 }

@@ -27,6 +27,9 @@ pub(super) type Body = UnsyncBoxBody<Bytes, io::Error>;
 /// Between the last event and the cut, so that the client gets the event.
 const FLUSH_TIME: Duration = Duration::from_millis(1);
 
+/// Tokens of a whole answer that are waited for and counted together.
+const COUNTED_TOGETHER: u64 = 16;
+
 /// Everything that one delivery needs.
 pub(super) struct Delivery {
     pub(super) server: Arc<Server>,
@@ -84,9 +87,13 @@ impl Delivery {
             let (slot, started) = self.admit().await;
             self.tally.take_in(&usage);
             self.pace.reach(started, 1).await;
-            for token in 1..=usage.output_tokens {
-                self.pace.reach(started, token).await;
-                self.tally.count(1, u64::from(token <= usage.reasoning_tokens));
+            let mut counted = 0;
+            while counted < usage.output_tokens {
+                let next = (counted + COUNTED_TOGETHER).min(usage.output_tokens);
+                self.pace.reach(started, next).await;
+                let thought = next.min(usage.reasoning_tokens) - counted.min(usage.reasoning_tokens);
+                self.tally.count(next - counted, thought);
+                counted = next;
             }
             (self, slot)
         };
