@@ -161,9 +161,9 @@ impl Write for Kept {
             .checked_sub(length)
             .ok_or_else(|| std::io::Error::other("the answer is too long to be decoded"))?;
         if self.endpoint == Endpoint::Files {
-            self.keep_lines(bytes)
+            self.keep_lines(bytes);
         } else {
-            self.keep(bytes)
+            self.keep(bytes);
         }
         Ok(bytes.len())
     }
