@@ -307,9 +307,14 @@ pub struct PriceBook {
 }
 
 impl PriceBook {
-    /// The card of a model: its own name, or the name without a dated suffix (`-2024-07-18`).
+    /// The card of a model: its own name, the name without a dated suffix (`-2024-07-18`), or what a
+    /// fine-tuned model (`ft:gpt-4o-mini:acme::id`) was made from.
     pub fn card(&self, model: &str) -> Option<&PriceCard> {
-        self.cards.get(model).or_else(|| self.cards.get(undated(model)?))
+        let known = |name: &str| self.cards.get(name).or_else(|| self.cards.get(undated(name)?));
+        known(model).or_else(|| {
+            let colon = model.strip_prefix("ft:")?.find(':')? + "ft:".len();
+            known(&model[..colon])
+        })
     }
 }
 

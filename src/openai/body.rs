@@ -6,6 +6,7 @@ use flate2::write::{GzDecoder, ZlibDecoder};
 
 use super::usage::{self, Reported};
 use super::{Endpoint, json};
+use crate::economics::Tier;
 
 /// Answers up to this size are kept whole until they are read; of longer ones only both ends.
 pub const MAX_KEPT_BYTES: usize = 4 << 20;
@@ -13,13 +14,13 @@ pub const MAX_KEPT_BYTES: usize = 4 << 20;
 const HEAD_BYTES: usize = 4 << 10;
 const TAIL_BYTES: usize = 64 << 10;
 /// A compressed answer that grows beyond this is not decoded further.
-const MAX_DECODED_BYTES: usize = 256 << 20;
+const MAX_DECODED_BYTES: u64 = 256 << 20;
 
-/// Watches the body of an answer that is not a stream. It keeps a copy within [`MAX_KEPT_BYTES`]; gzip and
+/// Watches the body of an answer that is not a stream. A file is taken for the output of a batch, a response a
+/// line: their usages are summed, since a batch has one model. It keeps a copy within [`MAX_KEPT_BYTES`]; gzip and
 /// deflate are decoded for it alone. Other encodings are not decoded: do not ask upstreams for them.
 #[derive(Debug)]
 pub struct BodyReader {
-    endpoint: Endpoint,
     decoder: Decoder,
 }
 
@@ -35,15 +36,15 @@ enum Decoder {
 impl BodyReader {
     /// `content_encoding` is the answer's header.
     pub fn new(endpoint: Endpoint, content_encoding: Option<&str>) -> Self {
-        let kept = Kept::default();
+        let kept = |longest| Kept::new(endpoint, longest);
         let encoding = content_encoding.unwrap_or("identity").trim().to_ascii_lowercase();
         let decoder = match encoding.as_str() {
-            "identity" | "" => Decoder::Identity(kept),
-            "gzip" | "x-gzip" => Decoder::Gzip(GzDecoder::new(kept)),
-            "deflate" => Decoder::Deflate(ZlibDecoder::new(kept)),
+            "identity" | "" => Decoder::Identity(kept(u64::MAX)),
+            "gzip" | "x-gzip" => Decoder::Gzip(GzDecoder::new(kept(MAX_DECODED_BYTES))),
+            "deflate" => Decoder::Deflate(ZlibDecoder::new(kept(MAX_DECODED_BYTES))),
             _ => Decoder::Unreadable,
         };
-        Self { endpoint, decoder }
+        Self { decoder }
     }
 
     pub fn push(&mut self, bytes: &[u8]) {
@@ -67,28 +68,74 @@ impl BodyReader {
             Decoder::Deflate(decoder) => decoder.finish().ok()?,
             Decoder::Unreadable => return None,
         };
-        kept.reported(self.endpoint)
+        kept.finish()
     }
 }
 
-/// A body, whole or its two ends.
-#[derive(Debug, Default)]
+/// A body, or a line of one: whole or its two ends.
+#[derive(Debug)]
 struct Kept {
+    endpoint: Endpoint,
     bytes: Vec<u8>,
+    /// Bytes of this body or line, of which `bytes` may be the two ends.
     seen: usize,
+    /// Bytes that may still come.
+    left: u64,
+    /// Sum of the lines that are complete.
+    sum: Option<Reported>,
 }
 
 impl Kept {
-    fn reported(&self, endpoint: Endpoint) -> Option<Reported> {
+    fn new(endpoint: Endpoint, longest: u64) -> Self {
+        Self { endpoint, bytes: Vec::new(), seen: 0, left: longest, sum: None }
+    }
+
+    fn keep(&mut self, bytes: &[u8]) {
+        self.seen += bytes.len();
+        self.bytes.extend_from_slice(bytes);
+        if self.seen > MAX_KEPT_BYTES && self.bytes.len() > HEAD_BYTES + 2 * TAIL_BYTES {
+            self.bytes.drain(HEAD_BYTES..self.bytes.len() - TAIL_BYTES);
+        }
+    }
+
+    fn keep_lines(&mut self, mut bytes: &[u8]) {
+        while let Some(newline) = memchr::memchr(b'\n', bytes) {
+            self.keep(&bytes[..newline]);
+            self.end_line();
+            bytes = &bytes[newline + 1..];
+        }
+        self.keep(bytes);
+    }
+
+    fn end_line(&mut self) {
+        if let Some(line) = self.reported() {
+            match &mut self.sum {
+                Some(sum) => sum.usage += line.usage,
+                None => self.sum = Some(line),
+            }
+        }
+        self.bytes.clear();
+        self.seen = 0;
+    }
+
+    fn finish(mut self) -> Option<Reported> {
+        if self.endpoint != Endpoint::Files {
+            return self.reported();
+        }
+        self.end_line();
+        self.sum
+    }
+
+    fn reported(&self) -> Option<Reported> {
         if self.seen == self.bytes.len() {
-            return usage::from_body(endpoint, &self.bytes);
+            return usage::from_body(self.endpoint, &self.bytes);
         }
         let (head, tail) = self.bytes.split_at(HEAD_BYTES);
+        let tier = text_member(head, tail, b"\"service_tier\"").and_then(|tier| Tier::named(&tier));
+        let is_batch = self.endpoint == Endpoint::Files;
         Some(Reported {
-            usage: usage::from_tail(endpoint, tail)?,
-            tier: text_member(head, tail, b"\"service_tier\"")
-                .and_then(|tier| crate::economics::Tier::named(&tier))
-                .unwrap_or_default(),
+            usage: usage::from_tail(self.endpoint, tail)?,
+            tier: if is_batch { Tier::Batch } else { tier.unwrap_or_default() },
             model: text_member(head, tail, b"\"model\""),
             id: text_member(head, &[], b"\"id\""),
         })
@@ -108,14 +155,15 @@ fn text_member(head: &[u8], tail: &[u8], key: &[u8]) -> Option<String> {
 
 impl Write for Kept {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        if self.seen + bytes.len() > MAX_DECODED_BYTES {
-            return Err(std::io::Error::other("the answer is too long to be read"));
-        }
-        self.seen += bytes.len();
-        self.bytes.extend_from_slice(bytes);
-        let is_too_long = self.seen > MAX_KEPT_BYTES && self.bytes.len() > HEAD_BYTES + 2 * TAIL_BYTES;
-        if is_too_long {
-            self.bytes.drain(HEAD_BYTES..self.bytes.len() - TAIL_BYTES);
+        let length = bytes.len() as u64;
+        self.left = self
+            .left
+            .checked_sub(length)
+            .ok_or_else(|| std::io::Error::other("the answer is too long to be decoded"))?;
+        if self.endpoint == Endpoint::Files {
+            self.keep_lines(bytes);
+        } else {
+            self.keep(bytes);
         }
         Ok(bytes.len())
     }
@@ -163,6 +211,25 @@ mod tests {
     fn what_cannot_be_decoded_reports_nothing() {
         assert_eq!(read(Some("br"), BODY, 10), None);
         assert_eq!(read(Some("gzip"), BODY, 10), None);
+    }
+
+    #[test]
+    fn the_output_of_a_batch_is_the_sum_of_its_lines() {
+        let line = |id: u32, padding: usize| {
+            format!(
+                r#"{{"id":"batch_req_{id}","response":{{"status_code":200,"body":{{"id":"c{id}","model":"gpt-4o","x":"{}","usage":{{"prompt_tokens":10,"completion_tokens":{id}}}}}}}}}"#,
+                "x".repeat(padding)
+            )
+        };
+        let failed = r#"{"id":"batch_req_9","response":{"status_code":400,"body":{"error":{}}}}"#;
+        let file = [line(1, 0), failed.to_owned(), line(2, MAX_KEPT_BYTES), line(3, 10)].join("\n");
+        for step in [7, 1000, 1 << 20] {
+            let mut reader = BodyReader::new(Endpoint::Files, None);
+            file.as_bytes().chunks(step).for_each(|piece| reader.push(piece));
+            let reported = reader.finish().unwrap();
+            assert_eq!((reported.usage, reported.tier), (Usage::new(30, 6), Tier::Batch));
+            assert_eq!((reported.model.as_deref(), reported.id.as_deref()), (Some("gpt-4o"), Some("c1")));
+        }
     }
 
     #[test]

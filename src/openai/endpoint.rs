@@ -78,6 +78,17 @@ impl Endpoint {
         matches!(self, Self::ChatCompletions | Self::Completions | Self::Responses | Self::Embeddings)
     }
 
+    /// Whether an answer may have cost something. Reading back what is stored costs nothing, though the answer
+    /// shows the usage of when it was made; a batch is billed when its output file is read.
+    pub fn may_bill(self, method: &Method) -> bool {
+        match self {
+            Self::Models | Self::Model | Self::Batches => false,
+            Self::Files => method == Method::GET,
+            Self::Realtime => true,
+            _ => method == Method::POST,
+        }
+    }
+
     /// Whether a stream of it says its usage only when `stream_options.include_usage` asks for that.
     pub const fn takes_stream_options(self) -> bool {
         matches!(self, Self::ChatCompletions | Self::Completions)
@@ -144,6 +155,17 @@ mod tests {
     fn the_deployment_of_an_azure_path_is_its_model() {
         assert_eq!(azure_deployment("/openai/deployments/gpt-4o/chat/completions"), Some("gpt-4o"));
         assert_eq!(azure_deployment("/openai/v1/chat/completions"), None);
+    }
+
+    #[test]
+    fn reading_back_what_is_stored_is_not_billed() {
+        let bills = |method: Method, path: &str| Endpoint::of(&method, path).may_bill(&method);
+        assert!(bills(Method::POST, "/v1/responses") && bills(Method::POST, "/v1/audio/speech"));
+        assert!(bills(Method::GET, "/v1/files/file-1/content") && bills(Method::GET, "/v1/realtime"));
+        assert!(
+            !bills(Method::GET, "/v1/responses/resp_1") && !bills(Method::GET, "/v1/chat/completions/c1")
+        );
+        assert!(!bills(Method::POST, "/v1/files") && !bills(Method::GET, "/v1/batches/b1"));
     }
 
     #[test]

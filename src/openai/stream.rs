@@ -206,11 +206,10 @@ impl StreamReader {
             return false;
         }
         let has_no_choices = self.note_data(event.name, &data);
-        let has_usage = has_object(&data, &USAGE);
-        if has_usage || !std::mem::replace(&mut self.has_read_first, true) {
-            self.note_response(&data, has_usage);
-        }
-        self.strip_usage && has_usage && has_no_choices
+        let may_report = has_object(&data, &USAGE);
+        let reports = (may_report || !self.has_read_first) && self.note_response(&data, may_report);
+        self.has_read_first = true;
+        self.strip_usage && reports && has_no_choices
     }
 
     /// Notes what the event brings. True if it has choices, and there are none in them.
@@ -277,25 +276,27 @@ impl StreamReader {
         self.count_output(bytes);
     }
 
-    /// Reads what the event says of its response. Once for the first, and whenever there is usage in it.
-    fn note_response(&mut self, data: &[u8], has_usage: bool) {
+    /// Reads what the event says of its response: in the first, and whenever it may report usage. True if it
+    /// does. An event too long to be kept whole has its usage at the end.
+    fn note_response(&mut self, data: &[u8], may_report: bool) -> bool {
         let Some(seen) = Sighting::read(self.endpoint, data) else {
-            if has_usage {
+            if may_report {
                 self.report.usage = super::usage::from_tail(self.endpoint, data).or(self.report.usage);
             }
-            return;
+            return false;
         };
         let report = &mut self.report;
         report.tier = seen.tier.or(report.tier);
         report.model = seen.model.or(report.model.take());
         report.id = seen.id.or(report.id.take());
-        let Some(counts) = seen.counts else { return };
+        let Some(counts) = seen.counts else { return false };
         let counts = match self.counts {
             Some(earlier) if self.endpoint == Endpoint::Messages => counts.over(earlier),
             _ => counts,
         };
         self.counts = Some(counts);
         report.usage = counts.usage(self.endpoint).or(report.usage);
+        true
     }
 }
 
@@ -422,4 +423,157 @@ fn is_text_key(key: &[u8]) -> bool {
             | b"thinking"
             | b"partial_json"
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const USAGE_CHUNK: &str = "data: {\"id\":\"c\",\"choices\":[],\"usage\":{\"prompt_tokens\":7,\"completion_tokens\":2,\"total_tokens\":9}}\n\n";
+    const WORD: &str = "data: {\"id\":\"c\",\"model\":\"m\",\"service_tier\":\"flex\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\"hi \\\"you\\\"\"},\"finish_reason\":null}],\"usage\":null}\n\n";
+
+    fn read(endpoint: Endpoint, text: &str) -> StreamReader {
+        let mut reader = StreamReader::new(endpoint, false);
+        assert_eq!(reader.push(Bytes::from(text.to_owned())), text.as_bytes());
+        reader
+    }
+
+    fn stripped(pieces: &[&str]) -> Vec<String> {
+        let mut reader = StreamReader::new(Endpoint::ChatCompletions, true);
+        let mut passed: Vec<Bytes> =
+            pieces.iter().map(|piece| reader.push(Bytes::from((*piece).to_owned()))).collect();
+        passed.push(reader.finish());
+        passed.iter().map(|bytes| String::from_utf8(bytes.to_vec()).unwrap()).collect()
+    }
+
+    #[test]
+    fn ordinary_pieces_pass_as_the_same_bytes() {
+        let mut reader = StreamReader::new(Endpoint::ChatCompletions, true);
+        for text in [WORD, ": keep-alive\n\n", "data: [DONE]\n\n"] {
+            let piece = Bytes::from(text);
+            assert_eq!(reader.push(piece.clone()).as_ptr(), piece.as_ptr());
+        }
+        assert!(reader.is_complete());
+    }
+
+    #[test]
+    fn only_the_usage_chunk_is_cut_out() {
+        let all = format!("{WORD}{USAGE_CHUNK}data: [DONE]\n\n");
+        assert_eq!(stripped(&[&all]), [format!("{WORD}data: [DONE]\n\n"), String::new()]);
+        assert_eq!(stripped(&[WORD, USAGE_CHUNK, "data: [DONE]\n\n"]), [WORD, "", "data: [DONE]\n\n", ""]);
+        let (head, tail) = USAGE_CHUNK.split_at(40);
+        assert_eq!(stripped(&[&format!("{WORD}{head}"), tail, WORD]), [WORD, "", WORD, ""]);
+        let unended = USAGE_CHUNK.trim_end();
+        assert_eq!(stripped(&[unended]), ["", ""]);
+    }
+
+    #[test]
+    fn an_event_that_is_not_the_usage_chunk_is_let_go_as_soon_as_that_is_known() {
+        let (head, tail) = WORD.split_at(WORD.find("{\"index\"").unwrap() + 1);
+        assert_eq!(stripped(&[head, tail]), [head, tail, ""]);
+        assert_eq!(
+            stripped(&["data: {\"id\":", "\"c\",\"choices\":[{", "}]}\n\n"]),
+            ["", "data: {\"id\":\"c\",\"choices\":[{", "}]}\n\n", ""]
+        );
+        assert_eq!(stripped(&["data: [DO"]), ["", "data: [DO"]);
+    }
+
+    #[test]
+    fn usage_beside_choices_is_counted_and_passes() {
+        let event = "data: {\"choices\":[{\"delta\":{\"content\":\"x\"}}],\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":1}}\n\n";
+        assert_eq!(stripped(&[event]), [event, ""]);
+        assert_eq!(read(Endpoint::ChatCompletions, event).report().usage, Some(Usage::new(3, 1)));
+    }
+
+    #[test]
+    fn a_prompt_filter_of_azure_is_no_usage_chunk() {
+        let event = "data: {\"choices\":[],\"id\":\"\",\"prompt_filter_results\":[{}],\"usage\":null}\n\n";
+        assert_eq!(stripped(&[event]), [event, ""]);
+        let reader = read(Endpoint::ChatCompletions, &format!("{event}{USAGE_CHUNK}"));
+        assert_eq!(reader.report().id.as_deref(), Some("c"));
+    }
+
+    #[test]
+    fn the_last_usage_counts_and_none_is_added() {
+        let growing = |tokens: u32| {
+            format!(
+                "data: {{\"choices\":[{{}}],\"usage\":{{\"prompt_tokens\":5,\"completion_tokens\":{tokens}}}}}\n\n"
+            )
+        };
+        let reader = read(Endpoint::ChatCompletions, &[growing(1), growing(2), growing(3)].concat());
+        assert_eq!(reader.report().usage, Some(Usage::new(5, 3)));
+    }
+
+    #[test]
+    fn what_is_produced_is_counted_and_kept() {
+        let reader = read(Endpoint::ChatCompletions, &WORD.repeat(3));
+        let report = reader.report();
+        assert_eq!(reader.produced_text(), "hi \"you\"".repeat(3));
+        assert_eq!((report.output_events, report.output_text_bytes, report.tier), (3, 30, Some(Tier::Flex)));
+        assert!(report.first_data_event && !report.saw_finish_reason && !reader.is_complete());
+        let many = read(Endpoint::ChatCompletions, &WORD.repeat(20_000));
+        assert!(many.produced_text().len() <= MAX_TEXT_BYTES);
+        assert!((many.kept_share() - 0.32768).abs() < 0.001, "{}", many.kept_share());
+    }
+
+    #[test]
+    fn roles_and_ids_are_not_output() {
+        let event = "data: {\"choices\":[{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":null,\"tool_calls\":[{\"id\":\"call_1\",\"type\":\"function\",\"function\":{\"name\":\"f\",\"arguments\":\"{\\\"a\\\":1}\"}}]},\"finish_reason\":\"tool_calls\"}]}\n\n";
+        let reader = read(Endpoint::ChatCompletions, event);
+        assert_eq!(reader.produced_text(), "f{\"a\":1}");
+        assert!(reader.report().saw_finish_reason);
+    }
+
+    #[test]
+    fn a_message_tells_its_input_first_and_its_output_later() {
+        let text = concat!(
+            "event: message_start\ndata: {\"type\":\"message_start\",\"message\":{\"id\":\"msg\",\"model\":\"claude\",\"usage\":{\"input_tokens\":9,\"cache_read_input_tokens\":18,\"output_tokens\":1}}}\n\n",
+            "event: content_block_delta\ndata: {\"type\":\"content_block_delta\",\"delta\":{\"type\":\"text_delta\",\"text\":\"hey\"}}\n\n",
+            "event: message_delta\ndata: {\"type\":\"message_delta\",\"delta\":{\"stop_reason\":\"end_turn\"},\"usage\":{\"output_tokens\":15}}\n\n",
+            "event: message_stop\ndata: {\"type\":\"message_stop\"}\n\n",
+        );
+        let reader = read(Endpoint::Messages, text);
+        assert_eq!(reader.report().usage, Some(Usage::new(27, 15).with_cached(18)));
+        assert_eq!((reader.produced_text().as_str(), reader.is_complete()), ("hey", true));
+    }
+
+    #[test]
+    fn a_response_ends_with_its_own_event_or_fails() {
+        let done = "event: response.incomplete\ndata: {\"type\":\"response.incomplete\",\"response\":{\"id\":\"r\",\"service_tier\":\"priority\",\"usage\":{\"input_tokens\":4,\"output_tokens\":2}}}\n\n";
+        let reader = read(Endpoint::Responses, done);
+        assert_eq!(
+            (reader.report().usage, reader.report().tier),
+            (Some(Usage::new(4, 2)), Some(Tier::Priority))
+        );
+        assert!(reader.is_complete());
+        let failed = read(Endpoint::Responses, "data: {\"type\":\"response.failed\",\"response\":{}}\n\n");
+        assert!(failed.report().saw_error && !failed.is_complete());
+        assert!(
+            !read(Endpoint::Responses, "event: response.created\ndata: {\"response\":{\"id\":\"r\"}}\n\n")
+                .is_complete()
+        );
+    }
+
+    #[test]
+    fn a_done_after_an_error_is_no_success() {
+        let reader =
+            read(Endpoint::ChatCompletions, "data: {\"error\": {\"message\": \"died\"}}\n\ndata: [DONE]\n\n");
+        assert!(reader.report().saw_done && reader.report().saw_error && !reader.is_complete());
+    }
+
+    #[test]
+    fn usage_is_found_at_the_end_of_an_event_too_long_to_keep() {
+        let text = "x".repeat(2 * MAX_PARTIAL_BYTES);
+        let event = format!(
+            "event: response.completed\ndata: {{\"response\":{{\"output\":\"{text}\",\"usage\":{{\"input_tokens\":4,\"output_tokens\":2}}}}}}\n\n"
+        );
+        let mut reader = StreamReader::new(Endpoint::Responses, false);
+        let passed: usize = event
+            .as_bytes()
+            .chunks(1 << 16)
+            .map(|piece| reader.push(Bytes::copy_from_slice(piece)).len())
+            .sum();
+        assert_eq!((passed, reader.report().usage), (event.len(), Some(Usage::new(4, 2))));
+        assert!(reader.is_complete());
+    }
 }
