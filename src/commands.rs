@@ -3,6 +3,7 @@
 pub mod check;
 pub mod economy;
 pub mod prices;
+pub mod plan;
 pub mod report;
 pub mod schema;
 pub mod serve;

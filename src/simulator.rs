@@ -49,9 +49,13 @@ impl Tally {
     pub fn demand(&self, scale: f64, horizon: Option<Duration>) -> Demand {
         let count = horizon.map_or(self.slots.len(), |horizon| slots_in(horizon, self.slot) as usize);
         let count = count.min(MOST_SLOTS);
-        let mut slots: Vec<Slot> = self.slots.iter().take(count).map(|slot| times(slot, scale)).collect();
+        let kept = || self.slots.iter().take(count);
+        let mut arrivals: Vec<u64> = kept().map(|slot| slot.requests).collect();
+        arrivals.resize(count, 0);
+        let mut scaled = Scaled { scale, ..Scaled::default() };
+        let mut slots: Vec<Slot> = kept().map(|slot| scaled.next(slot)).collect();
         slots.resize(count, Slot::default());
-        Demand { slot: self.slot, slots }
+        Demand { slot: self.slot, slots, arrivals }
     }
 
     /// The scale at which the mean API bill is `rho` times the rent of one replica; none for a free trace.
@@ -68,21 +72,46 @@ pub fn priced(card: &PriceCard, capacity: &Capacity, usage: &Usage, requests: u6
     Slot { api_cost: cost, work: capacity.work(usage), requests, tokens: usage.total_tokens() }
 }
 
+/// Slots times a scale. Counts are rounded as a running total, so that slots of a single request add up.
+#[derive(Debug, Default)]
+struct Scaled {
+    scale: f64,
+    requests: (u64, u64),
+    tokens: (u64, u64),
+}
+
+impl Scaled {
+    fn next(&mut self, slot: &Slot) -> Slot {
+        Slot {
+            api_cost: NanoUsd::from_nanos(times_signed(slot.api_cost.as_nanos(), self.scale)),
+            work: Work(times(slot.work.0, self.scale)),
+            requests: running(&mut self.requests, slot.requests, self.scale),
+            tokens: running(&mut self.tokens, slot.tokens, self.scale),
+        }
+    }
+}
+
+fn running(totals: &mut (u64, u64), count: u64, scale: f64) -> u64 {
+    let (seen, given) = *totals;
+    let total = times(seen + count, scale);
+    *totals = (seen + count, total);
+    total - given
+}
+
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
     reason = "`as` saturates; a scale is positive"
 )]
 #[expect(clippy::cast_precision_loss, reason = "a scale is no exact number")]
-fn times(slot: &Slot, scale: f64) -> Slot {
-    let scaled = |amount: u64| (amount as f64 * scale).round() as u64;
-    let api_cost = (slot.api_cost.as_nanos() as f64 * scale).round() as i64;
-    Slot {
-        api_cost: NanoUsd::from_nanos(api_cost),
-        work: Work(scaled(slot.work.0)),
-        requests: scaled(slot.requests),
-        tokens: scaled(slot.tokens),
-    }
+fn times(amount: u64, scale: f64) -> u64 {
+    (amount as f64 * scale).round() as u64
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "`as` saturates")]
+#[expect(clippy::cast_precision_loss, reason = "a scale is no exact number")]
+fn times_signed(amount: i64, scale: f64) -> i64 {
+    (amount as f64 * scale).round() as i64
 }
 
 /// Demand cut into slots.
@@ -90,9 +119,17 @@ fn times(slot: &Slot, scale: f64) -> Slot {
 pub struct Demand {
     pub slot: Duration,
     pub slots: Vec<Slot>,
+    /// Requests of the trace itself in each slot, before scaling.
+    pub arrivals: Vec<u64>,
 }
 
 impl Demand {
+    /// Demand as it was seen, unscaled.
+    pub fn new(slot: Duration, slots: Vec<Slot>) -> Self {
+        let arrivals = slots.iter().map(|slot| slot.requests).collect();
+        Self { slot, slots, arrivals }
+    }
+
     /// Rent of one replica for one slot.
     pub fn slot_rent(&self, pool: &PoolSpec) -> NanoUsd {
         pool.rent_between(0, millis(self.slot))

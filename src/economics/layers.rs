@@ -42,7 +42,7 @@ impl Slot {
 }
 
 /// Work that `replicas` can do in `slot`, in micro-replica-seconds.
-pub(crate) fn offered(replicas: u32, slot: Duration) -> u64 {
+pub fn offered(replicas: u32, slot: Duration) -> u64 {
     u64::try_from(slot.as_micros()).unwrap_or(u64::MAX).saturating_mul(u64::from(replicas))
 }
 

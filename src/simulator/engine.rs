@@ -15,6 +15,7 @@ pub struct Outcome {
     pub rent: NanoUsd,
     pub replica_hours: f64,
     pub starts: u64,
+    /// Requests of the trace, before scaling; the shares of a slot that was split are summed.
     pub api_requests: u64,
     pub self_hosted_requests: u64,
     pub slots: Vec<ServedSlot>,
@@ -71,11 +72,11 @@ fn replay(
     let mut served = Served::default();
     let mut slots = Vec::with_capacity(demand.slots.len());
     let slot_rent = demand.slot_rent(pool);
-    for (slot, now) in demand.slots.iter().zip(0..) {
+    for ((slot, arrived), now) in demand.slots.iter().zip(&demand.arrivals).zip(0..) {
         let target = target(slot, &fleet, now).min(pool.max_replicas);
         fleet.hold(target, now);
         let (ready, billed) = fleet.pass(now);
-        let spent = served.add(pool, demand, slot, ready) + rent(pool, slot_rent, billed);
+        let spent = served.add(pool, demand, (slot, *arrived), ready) + rent(pool, slot_rent, billed);
         slots.push(ServedSlot { target, ready, spent });
     }
     let unpaid = fleet.settle(u32::try_from(demand.slots.len()).expect("a horizon is below 2^32 slots"));
@@ -90,7 +91,7 @@ fn replay(
         rent: spent - served.api,
         replica_hours: hours(fleet.replica_slots(), demand),
         starts: fleet.starts(),
-        api_requests: demand.total().requests - served.whole_requests(),
+        api_requests: demand.arrivals.iter().sum::<u64>() - served.whole_requests(),
         self_hosted_requests: served.whole_requests(),
         slots,
     }
@@ -123,7 +124,13 @@ struct Served {
 impl Served {
     /// Serves a slot; answers the API bill, the fees paid per request, and the rent of work paid by use.
     #[expect(clippy::cast_precision_loss, reason = "shares of requests, not amounts")]
-    fn add(&mut self, pool: &PoolSpec, demand: &Demand, slot: &Slot, ready: u32) -> NanoUsd {
+    fn add(
+        &mut self,
+        pool: &PoolSpec,
+        demand: &Demand,
+        (slot, arrived): (&Slot, u64),
+        ready: u32,
+    ) -> NanoUsd {
         let room = offered(ready, demand.slot);
         let saved = slot.saved_by(pool, ready, demand.slot);
         if saved == NanoUsd::ZERO {
@@ -133,7 +140,7 @@ impl Served {
         let work = slot.work.0.min(room);
         let kept =
             if room >= slot.work.0 { slot.api_cost } else { slot.api_cost.mul_div_floor(room, slot.work.0) };
-        self.requests += slot.requests as f64 * work as f64 / slot.work.0.max(1) as f64;
+        self.requests += arrived as f64 * work as f64 / slot.work.0.max(1) as f64;
         self.api += slot.api_cost - kept;
         let by_use = match pool.billing {
             Billing::PerUse => pool.hourly.mul_div_floor(work, 3_600_000_000),

@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
-use anyhow::anyhow;
+use anyhow::bail;
 use plotters::coord::Shift;
+use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 
 use crate::economics::NanoUsd;
@@ -27,24 +28,22 @@ const COLOURS: [RGBColor; 7] = [
     RGBColor(90, 90, 90),
 ];
 
+type Drawn = Result<(), DrawingAreaErrorKind<std::io::Error>>;
+
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
 pub(super) fn draw(simulation: &Simulation, path: &Path) -> anyhow::Result<()> {
     if path.extension().is_none_or(|extension| !extension.eq_ignore_ascii_case("svg")) {
-        return Err(anyhow!("pictures are SVG; give it the ending `.svg`"));
+        bail!("pictures are SVG; give it the ending `.svg`");
     }
     let root = SVGBackend::new(path, SIZE).into_drawing_area();
-    // plotters' errors borrow the backend, so only their text leaves this function.
-    let drawn = || -> Result<(), Box<dyn std::error::Error + '_>> {
-        root.fill(&WHITE)?;
-        let panels = root.split_evenly((3, 1));
-        volume(simulation, &panels[0])?;
-        replicas(simulation, &panels[1])?;
-        cost(simulation, &panels[2])?;
-        root.present()?;
-        Ok(())
-    };
-    drawn().map_err(|error| anyhow!("{error}"))
+    root.fill(&WHITE)?;
+    let panels = root.split_evenly((3, 1));
+    volume(simulation, &panels[0])?;
+    replicas(simulation, &panels[1])?;
+    cost(simulation, &panels[2])?;
+    root.present()?;
+    Ok(())
 }
 
 /// Days from the start of the trace, and how many slots make a point.
@@ -76,11 +75,24 @@ fn means(axis: &Axis, values: &[f64]) -> Vec<(f64, f64)> {
         .collect()
 }
 
+/// The top of an axis, with room for the legend.
 fn top(values: impl Iterator<Item = f64>) -> f64 {
-    values.fold(f64::MIN_POSITIVE, f64::max) * 1.08
+    values.fold(f64::MIN_POSITIVE, f64::max) * 1.35
 }
 
-fn volume(simulation: &Simulation, area: &Area<'_>) -> Result<(), Box<dyn std::error::Error>> {
+type Chart<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
+
+fn legend<'a, 'b: 'a>(chart: &mut Chart<'a, 'b>) -> Drawn {
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::UpperLeft)
+        .background_style(WHITE.mix(0.8))
+        .border_style(BLACK.mix(0.3))
+        .draw()?;
+    Ok(())
+}
+
+fn volume(simulation: &Simulation, area: &Area<'_>) -> Drawn {
     let axis = axis(simulation);
     let hours = simulation.demand.slot.as_secs_f64() / 3600.0;
     let bills: Vec<f64> =
@@ -103,11 +115,11 @@ fn volume(simulation: &Simulation, area: &Area<'_>) -> Result<(), Box<dyn std::e
         .draw_series(LineSeries::new([(0.0, rent), (axis.days, rent)], COLOURS[3].stroke_width(2)))?
         .label(format!("break-even: rent of one replica, {rent:.2} USD an hour"))
         .legend(|(x, y)| PathElement::new([(x, y), (x + 18, y)], COLOURS[3].stroke_width(3)));
-    chart.configure_series_labels().background_style(WHITE.mix(0.8)).border_style(BLACK.mix(0.3)).draw()?;
+    legend(&mut chart)?;
     Ok(())
 }
 
-fn replicas(simulation: &Simulation, area: &Area<'_>) -> Result<(), Box<dyn std::error::Error>> {
+fn replicas(simulation: &Simulation, area: &Area<'_>) -> Drawn {
     let axis = axis(simulation);
     let held = |outcome: &Outcome| -> Vec<(f64, f64)> {
         means(&axis, &outcome.slots.iter().map(|slot| f64::from(slot.ready)).collect::<Vec<_>>())
@@ -122,17 +134,20 @@ fn replicas(simulation: &Simulation, area: &Area<'_>) -> Result<(), Box<dyn std:
         .build_cartesian_2d(0.0..axis.days, 0.0..highest)?;
     chart.configure_mesh().light_line_style(WHITE).x_desc("days").y_desc("replicas").draw()?;
     for (index, (outcome, line)) in simulation.outcomes.iter().zip(lines).enumerate() {
+        if outcome.starts == 0 {
+            continue;
+        }
         let colour = COLOURS[index % COLOURS.len()];
         chart
             .draw_series(LineSeries::new(line, colour.stroke_width(2)))?
             .label(outcome.name.clone())
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(3)));
     }
-    chart.configure_series_labels().background_style(WHITE.mix(0.8)).border_style(BLACK.mix(0.3)).draw()?;
+    legend(&mut chart)?;
     Ok(())
 }
 
-fn cost(simulation: &Simulation, area: &Area<'_>) -> Result<(), Box<dyn std::error::Error>> {
+fn cost(simulation: &Simulation, area: &Area<'_>) -> Drawn {
     let axis = axis(simulation);
     let lines: Vec<_> = simulation.outcomes.iter().map(|outcome| cumulative(&axis, outcome)).collect();
     let optimum = simulation.optimum.total.to_usd_f64();
@@ -156,12 +171,7 @@ fn cost(simulation: &Simulation, area: &Area<'_>) -> Result<(), Box<dyn std::err
         .draw_series(LineSeries::new([(0.0, optimum), (axis.days, optimum)], BLACK.stroke_width(1)))?
         .label(format!("{name}, whole time: {:.2}", simulation.optimum.total))
         .legend(|(x, y)| PathElement::new([(x, y), (x + 18, y)], BLACK.stroke_width(1)));
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::UpperLeft)
-        .background_style(WHITE.mix(0.8))
-        .border_style(BLACK.mix(0.3))
-        .draw()?;
+    legend(&mut chart)?;
     Ok(())
 }
 
