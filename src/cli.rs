@@ -4,6 +4,7 @@ use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::commands::check::CheckArgs;
+use crate::commands::plan::PlanArgs;
 use crate::commands::prices::PricesArgs;
 use crate::commands::report::ReportArgs;
 use crate::commands::schema::SchemaArgs;
@@ -24,9 +25,10 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 #[command(subcommand_required = true, arg_required_else_help = true)]
 pub enum Command {
-    Serve(ServeArgs),
+    Serve(Box<ServeArgs>),
     Check(CheckArgs),
-    Simulate(SimulateArgs),
+    Plan(PlanArgs),
+    Simulate(Box<SimulateArgs>),
     Report(ReportArgs),
     Prices(PricesArgs),
     Schema(SchemaArgs),

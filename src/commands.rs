@@ -2,8 +2,8 @@
 
 pub mod check;
 pub mod economy;
-pub mod prices;
 pub mod plan;
+pub mod prices;
 pub mod report;
 pub mod schema;
 pub mod serve;
@@ -24,6 +24,7 @@ pub fn run(cli: Cli) -> ExitCode {
     let result = match cli.command {
         Command::Serve(arguments) => serve::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
+        Command::Plan(arguments) => plan::run(&arguments, &mut stdout().lock()),
         Command::Simulate(arguments) => simulate::run(&arguments, &mut stdout().lock()),
         Command::Report(arguments) => report::run(&arguments, &mut stdout().lock()),
         Command::Prices(arguments) => prices::run(&arguments),

@@ -207,9 +207,10 @@ async fn passed_through(
     let timeouts = &backend.spec.timeouts;
     let client = clients.of(backend);
     let place = exchange.place().expect("the attempt has begun with a place");
-    let body = match http_body::Body::is_end_stream(&incoming) {
-        true => RequestBody::Full(None),
-        false => RequestBody::Stream(incoming),
+    let body = if http_body::Body::is_end_stream(&incoming) {
+        RequestBody::Full(None)
+    } else {
+        RequestBody::Stream(incoming)
     };
     let target = path_and_query(&parts.uri);
     let sent = client.send(place.replica(), place.base(), &parts.method, &target, head.headers(), body);

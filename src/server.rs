@@ -259,7 +259,7 @@ where
     });
     let io = TokioIo::new(stream);
     let mut stop = work.stop.clone();
-    let drain = async move { stop.wait_for(|stop| *stop != Stop::No).await.map(drop).unwrap_or(()) };
+    let drain = async move { stop.wait_for(|stop| *stop != Stop::No).await.map_or((), drop) };
     let result = if is_http2 {
         let mut builder = http2::Builder::new(TokioExecutor::new());
         builder

@@ -74,10 +74,13 @@ impl BaseUrl {
         let below =
             path_and_query.strip_prefix("/v1").filter(|rest| rest.is_empty() || rest.starts_with(['/', '?']));
         match below {
-            Some(rest) if self.prefix != "/v1" => match self.prefix.is_empty() && !rest.starts_with('/') {
-                true => Cow::Owned(format!("/{rest}")),
-                false => Cow::Owned(format!("{}{rest}", self.prefix)),
-            },
+            Some(rest) if self.prefix != "/v1" => {
+                if self.prefix.is_empty() && !rest.starts_with('/') {
+                    Cow::Owned(format!("/{rest}"))
+                } else {
+                    Cow::Owned(format!("{}{rest}", self.prefix))
+                }
+            }
             _ => Cow::Borrowed(path_and_query),
         }
     }

@@ -17,7 +17,7 @@ impl RetryBudget {
     /// `ratio`: retries a call, over many calls.
     #[expect(clippy::cast_possible_truncation, reason = "a ratio between 0 and 1, in thousandths")]
     pub fn new(ratio: f64) -> Self {
-        Self { saved: AtomicI64::new(MOST), earned_per_call: (ratio.clamp(0.0, 1.0) * WHOLE as f64) as i64 }
+        Self { saved: AtomicI64::new(MOST), earned_per_call: (ratio.clamp(0.0, 1.0) * 1000.0) as i64 }
     }
 
     pub fn earn(&self) {

@@ -78,12 +78,11 @@ fn prefer(
 ) -> (Preference, Reason) {
     let Some(pool) = &route.pool else { return (Preference::Api, Reason::OnlyOffer) };
     let (mut preference, mut reason) = match &route.spec.policy {
-        RoutePolicy::Api => (Preference::Api, Reason::Pinned),
         RoutePolicy::SelfHosted => (Preference::SelfHosted, Reason::Pinned),
         RoutePolicy::Split { self_hosted_share } if dice < *self_hosted_share => {
             (Preference::SelfHosted, Reason::Pinned)
         }
-        RoutePolicy::Split { .. } => (Preference::Api, Reason::Pinned),
+        RoutePolicy::Api | RoutePolicy::Split { .. } => (Preference::Api, Reason::Pinned),
         RoutePolicy::Threshold(_) | RoutePolicy::Cheapest | RoutePolicy::Adaptive => pool.plan(),
     };
     let offer = &route.offers[api];
@@ -111,9 +110,10 @@ fn prefer(
         };
     }
     let price = pool.work_price();
-    let value = match price == WorkPrice::default() {
-        true => CallValue { worth: crate::economics::NanoUsd::ZERO, work: crate::economics::Work::ZERO },
-        false => value(state, route, pool, offer, call),
+    let value = if price == WorkPrice::default() {
+        CallValue { worth: crate::economics::NanoUsd::ZERO, work: crate::economics::Work::ZERO }
+    } else {
+        value(state, route, pool, offer, call)
     };
     let live = PoolState {
         preference,

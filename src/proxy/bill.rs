@@ -25,7 +25,7 @@ pub fn bill(config: &Config, route: &Route, served: &Offer, model: &str, usage: 
     let api_tier = if served.backend.is_api() { tier } else { Tier::Standard };
     let card = api.and_then(|offer| card(config, offer, model));
     let api_cost = card.map(|card| card.cost(usage, api_tier));
-    let pool = own.and_then(|_| route.pool.as_deref());
+    let pool = own.and(route.pool.as_deref());
     let work = pool.map_or(Work::ZERO, |pool| pool.work_of(usage));
     let self_hosted_cost = pool.map(|pool| pool.rent_of(work) + pool.spec.request_fee);
     match (served.backend.is_api(), pool) {

@@ -266,7 +266,7 @@ impl Metered {
                 }
                 return Poll::Ready(None);
             }
-            let left = (self.between_bytes - silent).min(self.total - age);
+            let left = self.between_bytes.saturating_sub(silent).min(self.total.saturating_sub(age));
             self.timer.as_mut().reset(tokio::time::Instant::now() + left);
         }
         Poll::Pending

@@ -107,12 +107,11 @@ impl ProxyError {
     pub fn into_response(self) -> Response<Body> {
         let status = self.status();
         let retry_after = self.retry_after_seconds();
-        let envelope = match &self {
-            Self::Request(error) => error.to_bytes(),
-            _ => {
-                let shape = self.shape();
-                ApiError::new(shape.status, shape.kind, self.to_string()).with_code(shape.code).to_bytes()
-            }
+        let envelope = if let Self::Request(error) = &self {
+            error.to_bytes()
+        } else {
+            let shape = self.shape();
+            ApiError::new(shape.status, shape.kind, self.to_string()).with_code(shape.code).to_bytes()
         };
         let mut response = Response::new(Body::full(envelope));
         *response.status_mut() = status;

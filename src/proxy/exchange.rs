@@ -364,14 +364,11 @@ impl Exchange {
     fn bill(&self, usage: &Usage, tier: Tier, answered_model: Option<&str>) -> Bill {
         let requested = self.call.as_ref().map_or("", |call| call.model.as_str());
         let served = self.served.as_ref();
-        match (&self.route, served.and_then(|served| served.offer)) {
-            (Some(route), Some(offer)) => {
-                bill::bill(&self.state.config, route, &route.offers[offer], requested, usage, tier)
-            }
-            _ => {
-                let model = if requested.is_empty() { answered_model.unwrap_or_default() } else { requested };
-                bill::bill_unrouted(&self.state.config, model, usage, tier)
-            }
+        if let (Some(route), Some(offer)) = (&self.route, served.and_then(|served| served.offer)) {
+            bill::bill(&self.state.config, route, &route.offers[offer], requested, usage, tier)
+        } else {
+            let model = if requested.is_empty() { answered_model.unwrap_or_default() } else { requested };
+            bill::bill_unrouted(&self.state.config, model, usage, tier)
         }
     }
 
@@ -506,7 +503,7 @@ impl Exchange {
 
     /// Now and then, counts the input ourselves as well, elsewhere.
     fn compare_counts(&self, call: &Call, usage: &Usage) {
-        if self.id.as_bytes()[15] % COMPARED_ONE_IN != 0 || usage.cached_input_tokens > 0 {
+        if !self.id.as_bytes()[15].is_multiple_of(COMPARED_ONE_IN) || usage.cached_input_tokens > 0 {
             return;
         }
         let (Some(body), Some(served)) = (self.body.clone(), &self.served) else { return };

@@ -65,7 +65,7 @@ impl Body for RequestBody {
 /// An upstream's answer as it arrives. Dropped before its end it tells the upstream to stop.
 #[derive(Debug)]
 pub enum UpstreamBody {
-    Pooled(PooledBody),
+    Pooled(Box<PooledBody>),
     Hyper(Incoming),
 }
 
@@ -155,7 +155,7 @@ impl Client {
             (Some(Some(pool)), RequestBody::Full(bytes)) => {
                 let target = base.target(path_and_query);
                 match pool.send(method, &target, headers, bytes.unwrap_or_default()).await {
-                    Ok(response) => Ok(response.map(UpstreamBody::Pooled)),
+                    Ok(response) => Ok(response.map(|body| UpstreamBody::Pooled(Box::new(body)))),
                     Err(error @ (SendError::Connect { .. } | SendError::ConnectTimeout { .. })) => {
                         Err(NoAnswer::Connect(error.to_string()))
                     }
@@ -218,10 +218,13 @@ fn https(timeouts: &Timeouts) -> Https {
         .build(connector)
 }
 
+/// A backend and the client made for it.
+type Known = (Arc<Backend>, Arc<Client>);
+
 /// The clients of one worker thread, by the backend's position. Its lock is never contended.
 #[derive(Debug, Default)]
 pub struct Clients {
-    by_backend: Mutex<Vec<Option<(Arc<Backend>, Arc<Client>)>>>,
+    by_backend: Mutex<Vec<Option<Known>>>,
 }
 
 impl Clients {

@@ -229,11 +229,10 @@ async fn read(
     loop {
         let frame = std::future::poll_fn(|context| Pin::new(&mut *body).poll_frame(context));
         // The wait for a stream's first byte is bounded by the caller.
-        let frame = match streams {
-            true => frame.await,
-            false => {
-                tokio::time::timeout(between_bytes, frame).await.map_err(|_| "it was silent for too long")?
-            }
+        let frame = if streams {
+            frame.await
+        } else {
+            tokio::time::timeout(between_bytes, frame).await.map_err(|_| "it was silent for too long")?
         };
         match frame {
             None if streams && first.is_empty() => return Err("its stream ended before it began"),

@@ -43,7 +43,12 @@ fn backend(base_urls: Vec<String>, control: Control, max_replicas: u32) -> Backe
     };
     Backend {
         name: "gpu".to_owned(),
-        kind: BackendKind::SelfHosted(Box::new(SelfHosted { pool, control, metrics_url: None })),
+        kind: BackendKind::SelfHosted(Box::new(SelfHosted {
+            pool,
+            control,
+            server: breakeven::config::dialect::Server::Other,
+            metrics_url: None,
+        })),
         base_urls,
         api_key: None,
         headers: Vec::new(),
