@@ -326,9 +326,9 @@ mod tests {
 
         #[test]
         fn every_other_byte_is_kept(prefix in "[ \\n]{0,3}", space in "[ \\t]{0,2}", nested in "[a-z0-9 ]{0,20}") {
-            let body = format!("{prefix}{{{space}\"a\"{space}:{space}[\"{nested}\",{{\"model\":1}}]{space},{space}\"model\":{space}\"x\"{space},\"z\":0}}{prefix}");
-            let change = Change { model: Some("y"), ..Change::default() };
-            prop_assert_eq!(rewritten(&body, &change), body.replace("\"x\"", "\"y\""));
+            let body = format!("{prefix}{{{space}\"a\"{space}:{space}[\"{nested}\",{{\"model\":1}}]{space},{space}\"model\":{space}\"model-x\"{space},\"z\":0}}{prefix}");
+            let change = Change { model: Some("model-y"), ..Change::default() };
+            prop_assert_eq!(rewritten(&body, &change), body.replace("\"model-x\"", "\"model-y\""));
         }
     }
 }
