@@ -6,12 +6,15 @@ pub mod count;
 pub mod error;
 pub mod exchange;
 pub mod headers;
+pub mod models;
 pub mod reader;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::task::Poll;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Request, Response, header, request};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, header, request};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
 
@@ -23,7 +26,7 @@ use crate::ledger::Outcome;
 use crate::openai::usage::{self, Reported};
 use crate::openai::{ApiError, BodyReader, Call, Endpoint, StreamReader};
 use crate::upstream::client::{Clients, RequestBody};
-use crate::upstream::send::{Answer, Outgoing, send};
+use crate::upstream::send::{Answer, MAX_COLLECTED_BYTES, Outgoing, send};
 use body::{Body, Metered};
 use error::ProxyError;
 use exchange::{Caller, Exchange, Settling};
@@ -36,7 +39,7 @@ const MAX_TAGS_BYTES: usize = 256;
 /// Answers a request. The one place where an error of ours becomes HTTP, and is counted.
 pub async fn handle(gateway: &Arc<Gateway>, clients: &Clients, request: Request<Incoming>) -> Response<Body> {
     let team = team_of(request.headers());
-    match forward(gateway, clients, request).await {
+    match isolated(gateway, forward(gateway, clients, request)).await {
         Ok(response) => response,
         Err(error) => {
             if error.is_refusal() {
@@ -46,6 +49,21 @@ pub async fn handle(gateway: &Arc<Gateway>, clients: &Clients, request: Request<
             error.into_response()
         }
     }
+}
+
+/// Runs a call so that a bug in it ends that call alone, with a 500.
+async fn isolated(
+    gateway: &Gateway,
+    call: impl Future<Output = Result<Response<Body>, ProxyError>>,
+) -> Result<Response<Body>, ProxyError> {
+    let mut call = std::pin::pin!(call);
+    std::future::poll_fn(|context| {
+        catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(context))).unwrap_or_else(|_| {
+            gateway.metrics.panicked();
+            Poll::Ready(Err(ProxyError::Internal))
+        })
+    })
+    .await
 }
 
 async fn forward(
@@ -65,8 +83,8 @@ async fn forward(
     let exchange = Exchange::open(gateway.clone(), state, endpoint, caller, watch, presence);
     if endpoint.is_routed() {
         routed(clients, exchange, parts, incoming).await
-    } else if endpoint == Endpoint::Models && exchange.state().default_backend().is_none() {
-        Ok(own_models(&exchange))
+    } else if matches!(endpoint, Endpoint::Models | Endpoint::Model) {
+        models(clients, exchange, parts, incoming).await
     } else {
         passed_through(clients, exchange, parts, incoming).await
     }
@@ -202,7 +220,11 @@ async fn passed_through(
         });
     };
     exchange.begin_attempt(backend, None, place);
+    exchange.set_buys(!matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS | Method::DELETE));
     let mut head = Head::new(parts.headers);
+    if exchange.endpoint() == Endpoint::Models {
+        head.ask_unencoded();
+    }
     head.dress(backend);
     let timeouts = &backend.spec.timeouts;
     let client = clients.of(backend);
@@ -350,16 +372,39 @@ async fn collect(incoming: Incoming, limits: &crate::config::Limits) -> Result<B
     }
 }
 
-/// The models of our routes, where there is no API to ask.
-fn own_models(exchange: &Exchange) -> Response<Body> {
-    let mut names: Vec<&str> = exchange.state().config.models.keys().map(String::as_str).collect();
-    names.sort_unstable();
-    let models: Vec<_> = names
-        .into_iter()
-        .map(|name| serde_json::json!({"id": name, "object": "model", "created": 0, "owned_by": "breakeven"}))
-        .collect();
-    let mut response =
-        Response::new(Body::full(serde_json::json!({"object": "list", "data": models}).to_string()));
+/// The list of models, or one of them: the API's answer, completed with what only our routes have.
+async fn models(
+    clients: &Clients,
+    exchange: Exchange,
+    parts: request::Parts,
+    incoming: Incoming,
+) -> Result<Response<Body>, ProxyError> {
+    let config = exchange.state().config.clone();
+    let endpoint = exchange.endpoint();
+    let name = parts.uri.path().strip_prefix("/v1/models/").unwrap_or_default().to_owned();
+    let is_ours = endpoint == Endpoint::Model && config.models.contains_key(&name);
+    if exchange.state().default_backend().is_none() {
+        return match endpoint {
+            Endpoint::Models => Ok(json_response(&models::own(&config))),
+            _ if is_ours => Ok(json_response(&models::model(&name))),
+            _ => Err(ProxyError::UnknownModel { model: name.chars().take(128).collect() }),
+        };
+    }
+    let response = passed_through(clients, exchange, parts, incoming).await?;
+    if is_ours && response.status() == http::StatusCode::NOT_FOUND {
+        return Ok(json_response(&models::model(&name)));
+    }
+    if endpoint != Endpoint::Models || response.status() != http::StatusCode::OK {
+        return Ok(response);
+    }
+    let (mut head, body) = response.into_parts();
+    let list = Limited::new(body, MAX_COLLECTED_BYTES).collect().await.map_err(|_| ProxyError::BodyBroken)?;
+    head.headers.remove(header::CONTENT_LENGTH);
+    Ok(Response::from_parts(head, Body::full(models::completed(list.to_bytes(), &config))))
+}
+
+fn json_response(body: &serde_json::Value) -> Response<Body> {
+    let mut response = Response::new(Body::full(body.to_string()));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }

@@ -5,6 +5,7 @@
 //! the drop of the body when the client went away.
 
 use std::future::Future as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -54,7 +55,7 @@ impl http_body::Body for Body {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.get_mut() {
             Self::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Self::Metered(metered) => metered.poll(context),
+            Self::Metered(metered) => metered.poll_isolated(context),
         }
     }
 
@@ -151,6 +152,17 @@ impl Metered {
             }
             _ => SizeHint::default(),
         }
+    }
+
+    /// Polls so that a bug ends this call alone: its connection breaks, and what is known of it is booked.
+    fn poll_isolated(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        catch_unwind(AssertUnwindSafe(|| self.poll(context))).unwrap_or_else(|_| {
+            self.state = State::Ended;
+            if let Some(exchange) = self.exchange.take() {
+                exchange.gateway().metrics.panicked();
+            }
+            Poll::Ready(Some(Err("a bug in the proxy ended this call".into())))
+        })
     }
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {

@@ -59,6 +59,8 @@ pub struct Exchange {
     sent: Option<Stopwatch>,
     streamed_tokens: u64,
     is_settled: bool,
+    /// Whether it may buy something: a call that reads a list has no row.
+    buys: bool,
     _presence: Presence,
 }
 
@@ -104,6 +106,7 @@ impl Exchange {
             sent: None,
             streamed_tokens: 0,
             is_settled: false,
+            buys: true,
             _presence: presence,
         }
     }
@@ -150,6 +153,10 @@ impl Exchange {
 
     pub fn set_reason(&mut self, reason: Reason) {
         self.reason = reason;
+    }
+
+    pub fn set_buys(&mut self, buys: bool) {
+        self.buys = buys;
     }
 
     pub fn set_status(&mut self, status: u16) {
@@ -383,10 +390,13 @@ impl Exchange {
     ) -> Settling {
         self.is_settled = true;
         let closed_at = self.gateway.now();
-        let ticket = self.write_row(closed_at, outcome, usage, source, tier, &bill);
+        let is_worth_a_row = self.buys || source != UsageSource::None;
+        let ticket = is_worth_a_row.then(|| self.write_row(closed_at, outcome, usage, source, tier, &bill));
         self.count_metrics(outcome, usage, source, &bill);
         self.feed_pool(closed_at, outcome, usage, source, &bill);
-        if self.state.config.ledger.fsync == crate::config::Fsync::Always {
+        if self.state.config.ledger.fsync == crate::config::Fsync::Always
+            && let Some(ticket) = ticket
+        {
             let ledger = self.gateway.ledger.clone();
             return Settling::Durable(Box::pin(async move { ledger.durable(ticket).await }));
         }
@@ -526,7 +536,7 @@ impl Drop for Exchange {
         self.end_attempt(AttemptResult::Cancelled, None);
         // What is left is a call whose client went away before an answer began, or one that was refused.
         // The first may be billed by an API that had begun with it: its input is booked, as an estimate.
-        if self.attempts == 0 {
+        if self.attempts == 0 || !self.buys {
             return;
         }
         self.is_settled = true;
