@@ -21,7 +21,7 @@ pub fn model(name: &str) -> Value {
 /// such a list.
 pub fn completed(list: Bytes, config: &Config) -> Bytes {
     let Ok(mut parsed) = serde_json::from_slice::<Value>(&list) else { return list };
-    let Some(data) = parsed["data"].as_array_mut() else { return list };
+    let Some(data) = parsed.get_mut("data").and_then(Value::as_array_mut) else { return list };
     let known: HashSet<String> =
         data.iter().filter_map(|model| Some(model["id"].as_str()?.to_owned())).collect();
     let missing: Vec<Value> =
