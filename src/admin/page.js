@@ -419,6 +419,12 @@ async function post(path, body) {
 
 // ---- the stream of events
 
+// A link may carry the token (`/?token=..`); it goes where this tab keeps it, and out of the address.
+const given = new URLSearchParams(location.search).get("token");
+if (given) {
+  sessionStorage.setItem("token", given);
+  history.replaceState(null, "", location.pathname);
+}
 const credentials = () => (sessionStorage.getItem("token") ? { authorization: `Bearer ${sessionStorage.getItem("token")}` } : {});
 
 function showLink(kind, text) {
