@@ -26,6 +26,7 @@ use tracing::debug;
 use crate::commands::serve::Reload;
 use crate::gateway::Gateway;
 use crate::metrics;
+use crate::openai::query::query_value;
 
 /// Connections at a time; scrapers and browsers need a handful.
 const MAX_CONNECTIONS: usize = 128;
@@ -152,8 +153,7 @@ impl Admin {
         let header = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
         if let Some(token) = &state.config.server.admin_token {
             let given = header(header::AUTHORIZATION).and_then(|value| value.strip_prefix("Bearer "));
-            let given =
-                given.map(str::to_owned).or_else(|| api::query_value(request.uri().query()?, "token"));
+            let given = given.map(str::to_owned).or_else(|| query_value(request.uri().query()?, "token"));
             return match given {
                 Some(given) if token.matches(given.as_bytes()) => None,
                 _ => {

@@ -8,6 +8,7 @@ pub mod call;
 pub mod endpoint;
 pub mod error;
 pub mod json;
+pub mod query;
 pub mod rewrite;
 pub mod sse;
 pub mod stream;

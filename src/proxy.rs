@@ -2,39 +2,41 @@
 
 pub mod bill;
 pub mod body;
+pub mod caller;
 pub mod count;
 pub mod error;
 pub mod exchange;
 pub mod headers;
 pub mod models;
+pub mod passthrough;
 pub mod reader;
+pub mod respond;
+pub mod upgrade;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::task::Poll;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, header, request};
+use http::{HeaderMap, Request, Response, request};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
 
 use crate::clock::Stopwatch;
-use crate::config::{UnknownPrice, WhenUnavailable};
-use crate::economics::{NanoUsd, Reason};
+use crate::config::{Limits, UnknownPrice, WhenUnavailable};
+use crate::economics::Reason;
 use crate::gateway::{Choice, Gateway, Refusal, Route, choose};
 use crate::ledger::Outcome;
-use crate::openai::usage::{self, Reported};
-use crate::openai::{ApiError, BodyReader, Call, Endpoint, StreamReader};
-use crate::upstream::client::{Clients, RequestBody};
-use crate::upstream::send::{Answer, MAX_COLLECTED_BYTES, Outgoing, send};
-use body::{Body, Metered};
+use crate::openai::endpoint::azure_deployment;
+use crate::openai::{ApiError, Call, Endpoint};
+use crate::upstream::client::Clients;
+use crate::upstream::send::{Outgoing, send};
+use body::Body;
+use caller::{caller_of, team_of};
 use error::ProxyError;
-use exchange::{Caller, Exchange, Settling};
+use exchange::Exchange;
 use headers::Head;
-use reader::Reader;
-
-/// Tags are cut to this length in the ledger.
-const MAX_TAGS_BYTES: usize = 256;
+use respond::respond;
 
 /// Answers a request. The one place where an error of ours becomes HTTP, and is counted.
 pub async fn handle(gateway: &Arc<Gateway>, clients: &Clients, request: Request<Incoming>) -> Response<Body> {
@@ -69,7 +71,7 @@ async fn isolated(
 async fn forward(
     gateway: &Arc<Gateway>,
     clients: &Clients,
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
 ) -> Result<Response<Body>, ProxyError> {
     let watch = Stopwatch::start();
     let state = gateway.state();
@@ -77,6 +79,7 @@ async fn forward(
     let presence = gateway.enter(limit).ok_or(ProxyError::Overloaded { limit })?;
     may_record(gateway, state.config.ledger.when_unavailable)?;
     gateway.retries.earn();
+    let upgrade = upgrade::is_asked(&request).then(|| hyper::upgrade::on(&mut request));
     let (parts, incoming) = request.into_parts();
     let endpoint = Endpoint::of(&parts.method, parts.uri.path());
     let caller = caller_of(&parts.headers);
@@ -84,9 +87,11 @@ async fn forward(
     if endpoint.is_routed() {
         routed(clients, exchange, parts, incoming).await
     } else if matches!(endpoint, Endpoint::Models | Endpoint::Model) {
-        models(clients, exchange, parts, incoming).await
+        models::answer(clients, exchange, parts, incoming).await
+    } else if let Some(upgrade) = upgrade {
+        upgrade::tunnel(clients, exchange, parts, upgrade).await
     } else {
-        passed_through(clients, exchange, parts, incoming).await
+        passthrough::pass(clients, exchange, parts, incoming).await
     }
 }
 
@@ -108,7 +113,12 @@ async fn routed(
 ) -> Result<Response<Body>, ProxyError> {
     let state = exchange.state().clone();
     let body = collect(incoming, &state.config.limits).await?;
-    let call = Call::read(exchange.endpoint(), &body).map_err(ProxyError::Request)?;
+    let mut call = Call::read(exchange.endpoint(), &body).map_err(ProxyError::Request)?;
+    if call.model.is_empty()
+        && let Some(deployment) = azure_deployment(parts.uri.path())
+    {
+        deployment.clone_into(&mut call.model);
+    }
     if call.model.is_empty() {
         return Err(ProxyError::Request(ApiError::missing_model()));
     }
@@ -200,152 +210,12 @@ fn outgoing(parts: request::Parts, body: Bytes) -> Outgoing {
     Outgoing { method: parts.method, path_and_query: path_and_query(&parts.uri), head, body }
 }
 
-fn path_and_query(uri: &http::Uri) -> String {
+pub(crate) fn path_and_query(uri: &http::Uri) -> String {
     uri.path_and_query().map_or_else(|| uri.path().to_owned(), ToString::to_string)
 }
 
-/// A path that is not understood goes to the first API, as it comes, and is metered if its answer says usage.
-async fn passed_through(
-    clients: &Clients,
-    mut exchange: Exchange,
-    parts: request::Parts,
-    incoming: Incoming,
-) -> Result<Response<Body>, ProxyError> {
-    let state = exchange.state().clone();
-    let backend = state.default_backend().ok_or(ProxyError::NoBackend)?;
-    let Some(place) = backend.acquire() else {
-        return Err(ProxyError::Unavailable {
-            model: parts.uri.path().chars().take(128).collect(),
-            retry_after_seconds: 1,
-        });
-    };
-    exchange.begin_attempt(backend, None, place);
-    exchange.set_buys(!matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS | Method::DELETE));
-    let mut head = Head::new(parts.headers);
-    if exchange.endpoint() == Endpoint::Models {
-        head.ask_unencoded();
-    }
-    head.dress(backend);
-    let timeouts = &backend.spec.timeouts;
-    let client = clients.of(backend);
-    let place = exchange.place().expect("the attempt has begun with a place");
-    let body = if http_body::Body::is_end_stream(&incoming) {
-        RequestBody::Full(None)
-    } else {
-        RequestBody::Stream(incoming)
-    };
-    let target = path_and_query(&parts.uri);
-    let sent = client.send(place.replica(), place.base(), &parts.method, &target, head.headers(), body);
-    let response = match tokio::time::timeout(timeouts.first_byte, sent).await {
-        Ok(Ok(response)) => response,
-        Ok(Err(error)) => {
-            tracing::warn!(backend = backend.name(), %error, "`{}` did not answer", backend.name());
-            let why = "its connection broke or could not be made";
-            return Err(fail(exchange, ProxyError::Upstream { backend: backend.name().to_owned(), why }));
-        }
-        Err(_) => {
-            return Err(fail(exchange, ProxyError::UpstreamTimeout { backend: backend.name().to_owned() }));
-        }
-    };
-    let (head, body) = response.into_parts();
-    Ok(stream(exchange, Answer { head, read: Bytes::new(), rest: Some(body), strip_usage: false }))
-}
-
-/// Hands an answer to the client: whole, with its cost, or as it comes.
-async fn respond(exchange: Exchange, answer: Answer) -> Response<Body> {
-    if answer.rest.is_some()
-        || exchange.call().is_some_and(|call| call.stream && answer.head.status.is_success())
-    {
-        return stream(exchange, answer);
-    }
-    let Answer { mut head, read, .. } = answer;
-    let mut exchange = exchange;
-    exchange.set_status(head.status.as_u16());
-    let outcome = outcome_of(head.status);
-    let reported: Option<Reported> = match outcome {
-        Outcome::Success => {
-            match head.headers.get(header::CONTENT_ENCODING).and_then(|value| value.to_str().ok()) {
-                None => usage::from_body(exchange.endpoint(), &read),
-                encoding => {
-                    let mut reader = BodyReader::new(exchange.endpoint(), encoding);
-                    reader.push(&read);
-                    reader.finish()
-                }
-            }
-        }
-        _ => None,
-    };
-    annotate(&mut head.headers, &exchange);
-    let (settling, cost): (Settling, Option<NanoUsd>) =
-        exchange.settle_unary(outcome, reported.as_ref(), &read);
-    if let Some(cost) = cost
-        && let Ok(value) = HeaderValue::from_str(&cost.to_string())
-    {
-        head.headers.insert(headers::COST, value);
-    }
-    settling.wait().await;
-    head.headers.remove(header::CONTENT_LENGTH);
-    Response::from_parts(head, Body::full(read))
-}
-
-/// An answer that is read as it passes.
-fn stream(mut exchange: Exchange, answer: Answer) -> Response<Body> {
-    let Answer { mut head, read, rest, strip_usage } = answer;
-    exchange.set_status(head.status.as_u16());
-    annotate(&mut head.headers, &exchange);
-    let text = |name| head.headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
-    let content_type = text(header::CONTENT_TYPE).unwrap_or_default();
-    let reader = if content_type.starts_with("text/event-stream") && text(header::CONTENT_ENCODING).is_none()
-    {
-        Reader::Events(StreamReader::new(exchange.endpoint(), strip_usage))
-    } else if content_type.contains("json") {
-        Reader::Document(Some(BodyReader::new(exchange.endpoint(), text(header::CONTENT_ENCODING))))
-    } else {
-        Reader::Opaque
-    };
-    if reader.may_change_length() {
-        head.headers.remove(header::CONTENT_LENGTH);
-    }
-    let timeouts = exchange.served().map(|(backend, _)| backend.spec.timeouts.clone());
-    let timeouts = timeouts.expect("an answer comes from a backend");
-    let first = (!read.is_empty()).then_some(read);
-    Response::from_parts(
-        head,
-        Body::Metered(Box::new(Metered::new(rest, first, reader, exchange, &timeouts))),
-    )
-}
-
-/// Says who served the call, and why.
-fn annotate(headers: &mut HeaderMap, exchange: &Exchange) {
-    headers::prepare_response(headers);
-    let mut id = [0; uuid::fmt::Hyphenated::LENGTH];
-    let id = exchange.id.hyphenated().encode_lower(&mut id);
-    if let Ok(id) = HeaderValue::from_str(id) {
-        headers.insert(headers::REQUEST_ID, id);
-    }
-    if let Some((backend, model)) = exchange.served() {
-        headers.insert(headers::BACKEND, backend.label().clone());
-        if let Ok(model) = HeaderValue::from_str(model)
-            && !model.is_empty()
-        {
-            headers.insert(headers::MODEL, model);
-        }
-    }
-    headers.insert(headers::REASON, HeaderValue::from_static(exchange.reason().as_str()));
-}
-
-fn outcome_of(status: http::StatusCode) -> Outcome {
-    match status {
-        _ if status.is_server_error() || status == http::StatusCode::TOO_MANY_REQUESTS => {
-            Outcome::UpstreamError
-        }
-        _ if status.is_client_error() => Outcome::ClientError,
-        _ => Outcome::Success,
-    }
-}
-
 /// Books a call that got no answer, if a backend was tried.
-fn fail(exchange: Exchange, error: ProxyError) -> ProxyError {
+pub(crate) fn fail(exchange: Exchange, error: ProxyError) -> ProxyError {
     let outcome = match error {
         ProxyError::UpstreamTimeout { .. } => Outcome::Timeout,
         ProxyError::Request(_) => Outcome::ClientError,
@@ -358,7 +228,7 @@ fn fail(exchange: Exchange, error: ProxyError) -> ProxyError {
 }
 
 /// Collects a request body within the limits.
-async fn collect(incoming: Incoming, limits: &crate::config::Limits) -> Result<Bytes, ProxyError> {
+pub(crate) async fn collect(incoming: Incoming, limits: &Limits) -> Result<Bytes, ProxyError> {
     let limit = limits.max_body_bytes;
     if http_body::Body::size_hint(&incoming).lower() > limit as u64 {
         return Err(ProxyError::BodyTooLarge { limit });
@@ -370,65 +240,4 @@ async fn collect(incoming: Incoming, limits: &crate::config::Limits) -> Result<B
         Ok(Err(_)) => Err(ProxyError::BodyBroken),
         Ok(Ok(collected)) => Ok(collected.to_bytes()),
     }
-}
-
-/// The list of models, or one of them: the API's answer, completed with what only our routes have.
-async fn models(
-    clients: &Clients,
-    exchange: Exchange,
-    parts: request::Parts,
-    incoming: Incoming,
-) -> Result<Response<Body>, ProxyError> {
-    let config = exchange.state().config.clone();
-    let endpoint = exchange.endpoint();
-    let name = parts.uri.path().strip_prefix("/v1/models/").unwrap_or_default().to_owned();
-    let is_ours = endpoint == Endpoint::Model && config.models.contains_key(&name);
-    if exchange.state().default_backend().is_none() {
-        return match endpoint {
-            Endpoint::Models => Ok(json_response(&models::own(&config))),
-            _ if is_ours => Ok(json_response(&models::model(&name))),
-            _ => Err(ProxyError::UnknownModel { model: name.chars().take(128).collect() }),
-        };
-    }
-    let response = passed_through(clients, exchange, parts, incoming).await?;
-    if is_ours && response.status() == http::StatusCode::NOT_FOUND {
-        return Ok(json_response(&models::model(&name)));
-    }
-    if endpoint != Endpoint::Models || response.status() != http::StatusCode::OK {
-        return Ok(response);
-    }
-    let (mut head, body) = response.into_parts();
-    let list = Limited::new(body, MAX_COLLECTED_BYTES).collect().await.map_err(|_| ProxyError::BodyBroken)?;
-    head.headers.remove(header::CONTENT_LENGTH);
-    Ok(Response::from_parts(head, Body::full(models::completed(list.to_bytes(), &config))))
-}
-
-fn json_response(body: &serde_json::Value) -> Response<Body> {
-    let mut response = Response::new(Body::full(body.to_string()));
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    response
-}
-
-fn tags(headers: &HeaderMap) -> impl Iterator<Item = (&str, &str)> {
-    let tags = headers.get(headers::TAGS).and_then(|tags| tags.to_str().ok()).unwrap_or_default();
-    tags.split(',').filter_map(|tag| tag.split_once('=')).map(|(name, value)| (name.trim(), value.trim()))
-}
-
-fn team_of(headers: &HeaderMap) -> String {
-    tags(headers).find(|(name, _)| *name == "team").map_or_else(String::new, |(_, team)| team.to_owned())
-}
-
-fn caller_of(headers: &HeaderMap) -> Caller {
-    if !headers.contains_key(headers::TAGS) {
-        return Caller::default();
-    }
-    let mut others = String::new();
-    for (name, value) in tags(headers).filter(|(name, _)| *name != "team") {
-        let separator = if others.is_empty() { "" } else { "," };
-        if others.len() + separator.len() + name.len() + 1 + value.len() > MAX_TAGS_BYTES {
-            break;
-        }
-        others.extend([separator, name, "=", value]);
-    }
-    Caller { key: String::new(), team: team_of(headers), tags: others }
 }

@@ -275,8 +275,8 @@ where
             .timer(TokioTimer::new())
             .header_read_timeout(work.limits.header_timeout)
             .max_buf_size(work.limits.max_header_bytes.max(8192));
-        let connection = std::pin::pin!(builder.serve_connection(io, service));
-        until_drained(connection, drain, http1::Connection::graceful_shutdown).await
+        let connection = std::pin::pin!(builder.serve_connection(io, service).with_upgrades());
+        until_drained(connection, drain, http1::UpgradeableConnection::graceful_shutdown).await
     };
     if let Err(error) = result {
         debug!(%error, "a connection ended: {error}");

@@ -52,6 +52,17 @@ impl Endpoint {
         }
     }
 
+    /// The path of a routed endpoint, which every server that speaks it has.
+    pub const fn path(self) -> Option<&'static str> {
+        match self {
+            Self::ChatCompletions => Some("/v1/chat/completions"),
+            Self::Completions => Some("/v1/completions"),
+            Self::Responses => Some("/v1/responses"),
+            Self::Embeddings => Some("/v1/embeddings"),
+            _ => None,
+        }
+    }
+
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::ChatCompletions => "chat_completions",

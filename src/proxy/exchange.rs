@@ -3,7 +3,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -48,6 +48,8 @@ pub struct Exchange {
     endpoint: Endpoint,
     caller: Caller,
     call: Option<Box<Call>>,
+    /// The model that a request names which is not read as a call.
+    named_model: Arc<OnceLock<String>>,
     body: Option<Bytes>,
     route: Option<Arc<Route>>,
     served: Option<Served>,
@@ -95,6 +97,7 @@ impl Exchange {
             endpoint,
             caller,
             call: None,
+            named_model: Arc::default(),
             body: None,
             route: None,
             served: None,
@@ -143,6 +146,52 @@ impl Exchange {
         self.call.as_deref()
     }
 
+    /// Says which model a request asks for that is not read as a call.
+    pub fn name_model(&self, model: &str) {
+        // The first name stays.
+        drop(self.named_model.set(model.to_owned()));
+    }
+
+    /// Where the model's name can be put later, by whoever finds it.
+    pub fn model_slot(&self) -> Arc<OnceLock<String>> {
+        self.named_model.clone()
+    }
+
+    /// The model that the client asks for, empty when it is not known.
+    fn requested_model(&self) -> &str {
+        match &self.call {
+            Some(call) => &call.model,
+            None => self.named_model.get().map_or("", String::as_str),
+        }
+    }
+
+    /// A new record for a part of this call that is billed by itself.
+    pub fn part(&self) -> Option<Self> {
+        let served = self.served.as_ref()?;
+        let presence = self.gateway.enter(usize::MAX)?;
+        let mut part = Self::open(
+            self.gateway.clone(),
+            self.state.clone(),
+            self.endpoint,
+            self.caller.clone(),
+            Stopwatch::start(),
+            presence,
+        );
+        part.named_model = self.named_model.clone();
+        part.status = self.status;
+        part.reason = self.reason;
+        part.attempts = 1;
+        part.served = Some(Served {
+            backend: served.backend.clone(),
+            offer: served.offer,
+            model: served.model.clone(),
+            series: served.series.clone(),
+            place: None,
+            is_ended: true,
+        });
+        Some(part)
+    }
+
     pub fn route(&self) -> Option<&Arc<Route>> {
         self.route.as_ref()
     }
@@ -170,7 +219,7 @@ impl Exchange {
 
     /// An attempt begins.
     pub fn begin_attempt(&mut self, backend: &Arc<Backend>, offer: Option<usize>, place: Place) {
-        let requested = self.call.as_ref().map_or("", |call| call.model.as_str());
+        let requested = self.requested_model();
         let offered = offer.and_then(|index| self.route.as_ref().map(|route| &route.offers[index]));
         let (model, series) = match offered {
             Some(offer) => (
@@ -369,7 +418,7 @@ impl Exchange {
     }
 
     fn bill(&self, usage: &Usage, tier: Tier, answered_model: Option<&str>) -> Bill {
-        let requested = self.call.as_ref().map_or("", |call| call.model.as_str());
+        let requested = self.requested_model();
         let served = self.served.as_ref();
         if let (Some(route), Some(offer)) = (&self.route, served.and_then(|served| served.offer)) {
             bill::bill(&self.state.config, route, &route.offers[offer], requested, usage, tier)
@@ -425,7 +474,7 @@ impl Exchange {
             tags: self.caller.tags.clone(),
             endpoint: text(self.endpoint.as_str()),
             route: self.route.as_ref().map_or_else(String::new, |route| route.spec.name.clone()),
-            requested_model: self.call.as_ref().map_or_else(String::new, |call| call.model.clone()),
+            requested_model: self.requested_model().to_owned(),
             served_model: served.map_or_else(String::new, |served| served.model.clone()),
             backend: served.map_or_else(String::new, |served| served.backend.name().to_owned()),
             reason: text(self.reason.as_str()),

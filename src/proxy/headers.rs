@@ -73,6 +73,13 @@ impl Head {
         self.headers.remove(header::ACCEPT_ENCODING);
     }
 
+    /// Asks for a WebSocket, without compression.
+    pub fn ask_upgrade(&mut self) {
+        self.headers.remove(HeaderName::from_static("sec-websocket-extensions"));
+        self.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        self.headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    }
+
     pub fn headers(&self) -> &HeaderMap {
         &self.headers
     }

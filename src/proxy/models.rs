@@ -3,9 +3,56 @@
 use std::collections::HashSet;
 
 use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode, header, request};
+use http_body_util::{BodyExt as _, Limited};
+use hyper::body::Incoming;
 use serde_json::{Value, json};
 
+use super::body::Body;
+use super::error::ProxyError;
+use super::exchange::Exchange;
+use super::passthrough;
 use crate::config::Config;
+use crate::openai::Endpoint;
+use crate::upstream::client::Clients;
+use crate::upstream::send::MAX_COLLECTED_BYTES;
+
+/// The list of models, or one of them: the API's answer, completed with what only our routes have.
+pub async fn answer(
+    clients: &Clients,
+    exchange: Exchange,
+    parts: request::Parts,
+    incoming: Incoming,
+) -> Result<Response<Body>, ProxyError> {
+    let config = exchange.state().config.clone();
+    let endpoint = exchange.endpoint();
+    let name = parts.uri.path().strip_prefix("/v1/models/").unwrap_or_default().to_owned();
+    let is_ours = endpoint == Endpoint::Model && config.models.contains_key(&name);
+    if exchange.state().default_backend().is_none() {
+        return match endpoint {
+            Endpoint::Models => Ok(json_response(&own(&config))),
+            _ if is_ours => Ok(json_response(&model(&name))),
+            _ => Err(ProxyError::UnknownModel { model: name.chars().take(128).collect() }),
+        };
+    }
+    let response = passthrough::pass(clients, exchange, parts, incoming).await?;
+    if is_ours && response.status() == StatusCode::NOT_FOUND {
+        return Ok(json_response(&model(&name)));
+    }
+    if endpoint != Endpoint::Models || response.status() != StatusCode::OK {
+        return Ok(response);
+    }
+    let (mut head, body) = response.into_parts();
+    let list = Limited::new(body, MAX_COLLECTED_BYTES).collect().await.map_err(|_| ProxyError::BodyBroken)?;
+    head.headers.remove(header::CONTENT_LENGTH);
+    Ok(Response::from_parts(head, Body::full(completed(list.to_bytes(), &config))))
+}
+
+fn json_response(body: &Value) -> Response<Body> {
+    let mut response = Response::new(Body::full(body.to_string()));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
 
 /// A list of our own models, where there is no API to ask.
 pub fn own(config: &Config) -> Value {

@@ -25,10 +25,19 @@ use crate::config::Timeouts;
 const MAX_IDLE_CONNECTIONS: usize = 1024;
 
 /// A request body on its way up: collected, and then cheap to send again, or passing through.
-#[derive(Debug)]
 pub enum RequestBody {
     Full(Option<Bytes>),
-    Stream(Incoming),
+    /// Passing through, seen by somebody on the way.
+    Stream(Incoming, Option<Watch>),
+}
+
+/// Sees the pieces of a body that passes through.
+pub type Watch = Box<dyn FnMut(&[u8]) + Send + Sync>;
+
+impl std::fmt::Debug for RequestBody {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str(if matches!(self, Self::Full(_)) { "Full" } else { "Stream" })
+    }
 }
 
 impl Body for RequestBody {
@@ -43,21 +52,29 @@ impl Body for RequestBody {
             Self::Full(bytes) => Poll::Ready(
                 bytes.take().filter(|bytes| !bytes.is_empty()).map(|bytes| Ok(Frame::data(bytes))),
             ),
-            Self::Stream(body) => Pin::new(body).poll_frame(context),
+            Self::Stream(body, watch) => {
+                let polled = Pin::new(body).poll_frame(context);
+                if let (Poll::Ready(Some(Ok(frame))), Some(watch)) = (&polled, watch)
+                    && let Some(piece) = frame.data_ref()
+                {
+                    watch(piece);
+                }
+                polled
+            }
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Full(bytes) => bytes.as_ref().is_none_or(Bytes::is_empty),
-            Self::Stream(body) => body.is_end_stream(),
+            Self::Stream(body, _) => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
-            Self::Stream(body) => body.size_hint(),
+            Self::Stream(body, _) => body.size_hint(),
         }
     }
 }
@@ -125,6 +142,8 @@ pub struct Client {
     /// One for each replica that speaks plain HTTP.
     pools: Vec<Option<Pool>>,
     hyper: OnceLock<Https>,
+    /// For upgrades, which HTTP/2 does not have.
+    http1: OnceLock<Https>,
     timeouts: Timeouts,
 }
 
@@ -138,7 +157,7 @@ impl Client {
         };
         let pools =
             backend.bases().iter().map(|base| Pool::new(&base.origin(), settings.clone()).ok()).collect();
-        Self { pools, hyper: OnceLock::new(), timeouts }
+        Self { pools, hyper: OnceLock::new(), http1: OnceLock::new(), timeouts }
     }
 
     /// Sends a request to a replica and waits for the head of its answer.
@@ -152,7 +171,7 @@ impl Client {
         body: RequestBody,
     ) -> Result<Response<UpstreamBody>, NoAnswer> {
         match (self.pools.get(replica), body) {
-            (Some(Some(pool)), RequestBody::Full(bytes)) => {
+            (Some(Some(pool)), RequestBody::Full(bytes)) if !headers.contains_key(header::UPGRADE) => {
                 let target = base.target(path_and_query);
                 match pool.send(method, &target, headers, bytes.unwrap_or_default()).await {
                     Ok(response) => Ok(response.map(|body| UpstreamBody::Pooled(Box::new(body)))),
@@ -181,7 +200,12 @@ impl Client {
         *request.uri_mut() = uri;
         *request.headers_mut() = headers.clone();
         request.headers_mut().insert(header::HOST, base.host().clone());
-        let client = self.hyper.get_or_init(|| https(&self.timeouts));
+        let is_upgrade = headers.contains_key(header::UPGRADE);
+        let client = if is_upgrade {
+            self.http1.get_or_init(|| https(&self.timeouts, false))
+        } else {
+            self.hyper.get_or_init(|| https(&self.timeouts, true))
+        };
         match client.request(request).await {
             Ok(response) => Ok(response.map(UpstreamBody::Hyper)),
             Err(error) if error.is_connect() => Err(NoAnswer::Connect(root_cause(&error))),
@@ -198,7 +222,7 @@ fn root_cause(error: &dyn std::error::Error) -> String {
     cause.to_string()
 }
 
-fn https(timeouts: &Timeouts) -> Https {
+fn https(timeouts: &Timeouts, http2: bool) -> Https {
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
@@ -206,10 +230,12 @@ fn https(timeouts: &Timeouts) -> Https {
     let connector = HttpsConnectorBuilder::new()
         .with_provider_and_webpki_roots(rustls::crypto::ring::default_provider())
         .expect("the default protocol versions are supported by ring")
-        .https_or_http()
-        .enable_http1()
-        .enable_http2()
-        .wrap_connector(tcp);
+        .https_or_http();
+    let connector = if http2 {
+        connector.enable_http1().enable_http2().wrap_connector(tcp)
+    } else {
+        connector.enable_http1().wrap_connector(tcp)
+    };
     HyperClient::builder(TokioExecutor::new())
         .pool_idle_timeout(timeouts.idle_connection)
         .pool_timer(TokioTimer::new())

@@ -197,7 +197,11 @@ async fn first_byte(
         place.replica(),
         place.base(),
         &request.method,
-        &request.path_and_query,
+        // Paths of Azure's own are for the API; a self-hosted server has OpenAI's.
+        match exchange.endpoint().path() {
+            Some(path) if !backend.is_api() => path,
+            _ => &request.path_and_query,
+        },
         request.head.headers(),
         RequestBody::Full(Some(body)),
     );
