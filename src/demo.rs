@@ -3,6 +3,7 @@
 pub mod bill;
 pub mod day;
 pub mod fake_backend;
+pub mod history;
 pub mod hook;
 pub mod load;
 pub mod picture;

@@ -71,9 +71,13 @@ async fn a_stream_that_asked_for_usage_arrives_byte_for_byte() {
 async fn a_client_that_did_not_ask_for_usage_never_sees_it_though_it_was_asked_for_upstream() {
     let between = between().await;
     for (model, fake) in [(API_MODEL, &between.api), (OWN_MODEL, &between.own)] {
-        let (events, end) = Events::of(between.http.open("/chat/completions", &streamed(model)).await).rest().await;
+        let (events, end) =
+            Events::of(between.http.open("/chat/completions", &streamed(model)).await).rest().await;
         assert_eq!(fake.calls()[0].json()["stream_options"], json!({"include_usage": true}));
-        assert!(data(&events).iter().all(|chunk| chunk["usage"].is_null() && chunk["choices"] != json!([])), "{events:?}");
+        assert!(
+            data(&events).iter().all(|chunk| chunk["usage"].is_null() && chunk["choices"] != json!([])),
+            "{events:?}"
+        );
         assert_eq!((events.last().unwrap().as_str(), end), ("data: [DONE]", End::Complete));
     }
 }
@@ -151,8 +155,11 @@ async fn binary_answers_pass_untouched() {
 async fn members_that_nobody_knows_pass_both_ways() {
     let between = between().await;
     between.own.set(|settings| settings.reasoning_tokens = 2);
-    let (events, _) = Events::of(between.http.open("/chat/completions", &streamed(OWN_MODEL)).await).rest().await;
-    let thought: Vec<Value> =
-        data(&events).iter().filter_map(|chunk| chunk.pointer("/choices/0/delta/reasoning").cloned()).collect();
+    let (events, _) =
+        Events::of(between.http.open("/chat/completions", &streamed(OWN_MODEL)).await).rest().await;
+    let thought: Vec<Value> = data(&events)
+        .iter()
+        .filter_map(|chunk| chunk.pointer("/choices/0/delta/reasoning").cloned())
+        .collect();
     assert_eq!(thought.len(), 2, "{events:?}");
 }

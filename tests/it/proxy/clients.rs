@@ -59,9 +59,13 @@ async fn bodies_beyond_the_limit_are_refused_with_413_whether_or_not_their_lengt
 #[tokio::test]
 async fn a_body_that_is_no_json_is_answered_in_openais_envelope() {
     let between = between().await;
-    let request = between.http.request(Method::POST, "/chat/completions").header("content-type", "application/json");
+    let request =
+        between.http.request(Method::POST, "/chat/completions").header("content-type", "application/json");
     let reply = between.http.send(request, Bytes::from_static(b"{\"model\":")).await;
-    assert_eq!((reply.status.as_u16(), &reply.json()["error"]["type"]), (400, &json!("invalid_request_error")));
+    assert_eq!(
+        (reply.status.as_u16(), &reply.json()["error"]["type"]),
+        (400, &json!("invalid_request_error"))
+    );
 }
 
 #[tokio::test]

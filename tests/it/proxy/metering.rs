@@ -47,7 +47,10 @@ async fn every_endpoint_is_billed_for_what_it_produced() {
 #[tokio::test]
 async fn embeddings_are_billed_by_their_input() {
     let between = between().await;
-    between.http.post("/embeddings", &json!({"model": "text-embedding-3-small", "input": ["one two", "three"]})).await;
+    between
+        .http
+        .post("/embeddings", &json!({"model": "text-embedding-3-small", "input": ["one two", "three"]}))
+        .await;
     let entry = between.proxy.entries().await.remove(0);
     assert_eq!(entry.usage, Usage::new(3, 0));
     assert_eq!(entry.cost, NanoUsd::from_nanos(60));
