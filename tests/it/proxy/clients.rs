@@ -130,3 +130,15 @@ async fn raw(address: std::net::SocketAddr, text: &str) -> String {
     drop(stream.read_to_end(&mut answer).await);
     String::from_utf8_lossy(&answer).into_owned()
 }
+
+#[tokio::test]
+async fn the_admin_side_has_its_own_port_and_nothing_of_it_is_on_the_applications() {
+    let between = between().await;
+    let admin = Http::new(&between.proxy.admin_url());
+    assert_eq!(admin.get("/readyz").await.status, StatusCode::OK);
+    assert!(admin.get("/metrics").await.text().contains("breakeven_requests_total"));
+    let applications = Http::new(&format!("http://{}", between.proxy.address()));
+    for path in ["/metrics", "/api/status", "/readyz"] {
+        assert_ne!(applications.get(path).await.status, StatusCode::OK, "{path}");
+    }
+}

@@ -150,15 +150,16 @@ async fn a_client_that_hangs_up_ends_the_stream_upstream_and_pays_for_what_was_p
         );
 
         let entry = &between.proxy.entries().await[0];
-        assert_eq!((entry.outcome, entry.usage_source), (Outcome::Cancelled, UsageSource::OwnTokenizer));
-        assert_eq!(entry.usage.input_tokens, produced.usage.input_tokens);
+        assert_eq!(entry.outcome, Outcome::Cancelled);
         let missed = produced.usage.output_tokens.abs_diff(entry.usage.output_tokens);
-        assert!(
-            missed <= 3,
-            "{} produced, {} booked",
-            produced.usage.output_tokens,
-            entry.usage.output_tokens
-        );
+        if model == API_MODEL {
+            assert_eq!(entry.usage_source, UsageSource::OwnTokenizer);
+            assert_eq!(entry.usage.input_tokens, produced.usage.input_tokens);
+            assert!(missed <= 3, "{:?} produced, {:?} booked", produced.usage, entry.usage);
+        } else {
+            assert_eq!(entry.usage_source, UsageSource::Estimate, "its vocabulary is not known");
+            assert!(missed <= 6, "{:?} produced, {:?} booked", produced.usage, entry.usage);
+        }
         assert!(entry.cost.as_nanos() > 0);
     }
 }

@@ -37,6 +37,19 @@ impl Proxy {
         Self { running: serve::Proxy::start(config, clock).await.unwrap(), folder }
     }
 
+    /// Waits until every backend serves.
+    pub(crate) async fn ready(self) -> Self {
+        let serves = async {
+            for backend in &self.running.gateway.state().backends {
+                while !backend.is_serving() {
+                    tokio::task::yield_now().await;
+                }
+            }
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(20), serves).await.expect("backends come up");
+        self
+    }
+
     pub(crate) fn address(&self) -> SocketAddr {
         self.running.address
     }
