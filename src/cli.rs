@@ -4,6 +4,7 @@ use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::commands::check::CheckArgs;
+use crate::commands::demo::DemoArgs;
 use crate::commands::plan::PlanArgs;
 use crate::commands::prices::PricesArgs;
 use crate::commands::report::ReportArgs;
@@ -26,6 +27,7 @@ pub struct Cli {
 #[command(subcommand_required = true, arg_required_else_help = true)]
 pub enum Command {
     Serve(Box<ServeArgs>),
+    Demo(Box<DemoArgs>),
     Check(CheckArgs),
     Plan(PlanArgs),
     Simulate(Box<SimulateArgs>),

@@ -1,6 +1,7 @@
 //! One module a command: arguments, and what is done with them.
 
 pub mod check;
+pub mod demo;
 pub mod economy;
 pub mod plan;
 pub mod prices;
@@ -23,6 +24,7 @@ pub const WRONG: u8 = 2;
 pub fn run(cli: Cli) -> ExitCode {
     let result = match cli.command {
         Command::Serve(arguments) => serve::run(&arguments),
+        Command::Demo(arguments) => demo::run(&arguments, &mut stdout().lock()),
         Command::Check(arguments) => check::run(&arguments),
         Command::Plan(arguments) => plan::run(&arguments, &mut stdout().lock()),
         Command::Simulate(arguments) => simulate::run(&arguments, &mut stdout().lock()),

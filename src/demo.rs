@@ -3,6 +3,7 @@
 pub mod bill;
 pub mod day;
 pub mod fake_backend;
+pub mod history;
 pub mod hook;
 pub mod load;
 pub mod picture;
@@ -10,5 +11,5 @@ pub mod process;
 pub mod stage;
 
 pub use fake_backend::{
-    Chaos, FakeBackend, Fault, Personality, Produced, SeenRequest, Settings, State, Totals,
+    Chaos, FakeBackend, Fault, Personality, Produced, SeenRequest, Settings, State, Totals, Verbatim,
 };

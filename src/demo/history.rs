@@ -36,7 +36,9 @@ pub fn samples(
     let count = end.since(midnight).as_secs() / STEP.as_secs();
     let mut steps = vec![Step::default(); usize::try_from(count).unwrap_or(0)];
     let last = steps.len().saturating_sub(1);
-    let position = |at: Timestamp| usize::try_from(at.since(midnight).as_secs() / STEP.as_secs()).unwrap_or(last).min(last);
+    let position = |at: Timestamp| {
+        usize::try_from(at.since(midnight).as_secs() / STEP.as_secs()).unwrap_or(last).min(last)
+    };
     if steps.is_empty() {
         return Ok(Vec::new());
     }

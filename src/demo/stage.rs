@@ -69,6 +69,9 @@ admin_listen = "{admin_listen}"
 [ledger]
 path = {ledger}
 
+[log]
+filter = "error"
+
 [policy]
 window = "4m"
 margin = 0.05
@@ -146,21 +149,8 @@ mod tests {
         let mut policy = policy_for(&PolicyKind::Cheapest, &settings);
         let outcome = engine::run(policy.as_mut(), pool, &demand, Timestamp::ZERO);
         let alone = engine::run_fixed(1, pool, &demand).total();
-        println!(
-            "{} api {} rent {} own alone {} starts {}",
-            outcome.total(),
-            outcome.api,
-            outcome.rent,
-            demand.api_cost(),
-            outcome.starts
-        );
         let held: Vec<u32> = outcome.slots.iter().map(|slot| slot.target).collect();
         let changes = held.windows(2).filter(|pair| pair[0] != pair[1]).count();
-        for (i, w) in held.windows(2).enumerate() {
-            if w[0] != w[1] {
-                println!("{}:{:02}", (i + 1) / 60, (i + 1) % 60);
-            }
-        }
         assert_eq!(changes, 2);
         let less = |than: crate::economics::NanoUsd| outcome.total().to_usd_f64() / than.to_usd_f64();
         assert!(

@@ -32,7 +32,10 @@ fn demo(arguments: &[&str]) -> (Child, String, String) {
 /// The amounts of the table: what it cost, the API alone, self-hosted alone.
 fn amounts(table: &str) -> [f64; 3] {
     ["breakeven ", "API alone", "self-hosted alone"].map(|name| {
-        let line = table.lines().find(|line| line.trim_start().starts_with(name)).unwrap_or_else(|| panic!("{table}"));
+        let line = table
+            .lines()
+            .find(|line| line.trim_start().starts_with(name))
+            .unwrap_or_else(|| panic!("{table}"));
         let amount = line.split_once('$').unwrap().1.trim_start();
         amount.split_whitespace().next().unwrap().parse().unwrap()
     })
@@ -41,7 +44,8 @@ fn amounts(table: &str) -> [f64; 3] {
 #[tokio::test]
 async fn a_short_demo_ends_with_a_bill_below_both_sides_alone() {
     let (child, _, _) = demo(&["--for", "15s", "--headless"]);
-    let output = tokio::time::timeout(Duration::from_secs(90), child.wait_with_output()).await.unwrap().unwrap();
+    let output =
+        tokio::time::timeout(Duration::from_secs(90), child.wait_with_output()).await.unwrap().unwrap();
     let (table, errors) =
         (String::from_utf8(output.stdout).unwrap(), String::from_utf8_lossy(&output.stderr).into_owned());
     assert!(output.status.success(), "{errors}");
@@ -61,7 +65,10 @@ async fn a_running_demo_answers_curl_and_prometheus_and_ctrl_c_ends_it_with_the_
         seen += &line.expect("the demo says where to look");
         seen.push('\n');
     }
-    assert!(seen.contains(&format!("http://{listen}/v1")) && seen.contains(&format!("http://{admin}")), "{seen}");
+    assert!(
+        seen.contains(&format!("http://{listen}/v1")) && seen.contains(&format!("http://{admin}")),
+        "{seen}"
+    );
     let reply = Http::new(&format!("http://{listen}/v1")).post("/chat/completions", &chat("gpt-4o")).await;
     assert_eq!(reply.status, StatusCode::OK);
     let metrics = Http::new(&format!("http://{admin}")).get("/metrics").await;

@@ -2,10 +2,12 @@
 
 mod accounting;
 mod config;
+mod demo;
 mod durability;
 mod fake;
 mod fleet;
 mod ledger;
 mod metrics;
+mod proxy;
 mod support;
 mod upstream_pool;

@@ -70,7 +70,7 @@ async fn between_backends(config: &str, api_lines: &str, own_lines: &str) -> Bet
         api = api.url(),
         own = own.url(),
     );
-    let proxy = Proxy::start(&config).await;
+    let proxy = Proxy::start(&config).await.ready().await;
     let http = Http::new(&proxy.url());
     Between { api, own, proxy, http }
 }

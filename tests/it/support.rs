@@ -1,5 +1,7 @@
 //! What the tests share: a plain HTTP client and a reader of event streams.
 
+pub(crate) mod proxy;
+
 use bytes::{Buf, Bytes};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};

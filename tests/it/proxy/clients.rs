@@ -59,9 +59,13 @@ async fn bodies_beyond_the_limit_are_refused_with_413_whether_or_not_their_lengt
 #[tokio::test]
 async fn a_body_that_is_no_json_is_answered_in_openais_envelope() {
     let between = between().await;
-    let request = between.http.request(Method::POST, "/chat/completions").header("content-type", "application/json");
+    let request =
+        between.http.request(Method::POST, "/chat/completions").header("content-type", "application/json");
     let reply = between.http.send(request, Bytes::from_static(b"{\"model\":")).await;
-    assert_eq!((reply.status.as_u16(), &reply.json()["error"]["type"]), (400, &json!("invalid_request_error")));
+    assert_eq!(
+        (reply.status.as_u16(), &reply.json()["error"]["type"]),
+        (400, &json!("invalid_request_error"))
+    );
 }
 
 #[tokio::test]
@@ -125,4 +129,16 @@ async fn raw(address: std::net::SocketAddr, text: &str) -> String {
     // A server that refuses a body may reset the connection after its answer.
     drop(stream.read_to_end(&mut answer).await);
     String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[tokio::test]
+async fn the_admin_side_has_its_own_port_and_nothing_of_it_is_on_the_applications() {
+    let between = between().await;
+    let admin = Http::new(&between.proxy.admin_url());
+    assert_eq!(admin.get("/readyz").await.status, StatusCode::OK);
+    assert!(admin.get("/metrics").await.text().contains("breakeven_requests_total"));
+    let applications = Http::new(&format!("http://{}", between.proxy.address()));
+    for path in ["/metrics", "/api/status", "/readyz"] {
+        assert_ne!(applications.get(path).await.status, StatusCode::OK, "{path}");
+    }
 }

@@ -24,7 +24,10 @@ async fn a_failure_before_the_first_byte_moves_the_call_to_the_other_backend() {
             between.own.set(|settings| settings.faults = vec![fault.clone()]);
             let reply = between.http.post("/chat/completions", &body).await;
             assert_eq!(reply.status, StatusCode::OK, "{fault:?}");
-            assert_eq!((reply.header("x-breakeven-backend"), reply.header("x-breakeven-reason")), ("openai", "failover"));
+            assert_eq!(
+                (reply.header("x-breakeven-backend"), reply.header("x-breakeven-reason")),
+                ("openai", "failover")
+            );
             let entry = &between.proxy.entries().await[0];
             assert!(entry.attempts >= 2, "{fault:?}");
             assert_eq!((entry.backend.as_str(), entry.outcome), ("openai", Outcome::Success));
@@ -44,7 +47,9 @@ async fn a_backend_that_refuses_connections_is_passed_over() {
 #[tokio::test]
 async fn the_last_error_passes_as_it_is_when_nobody_else_can_serve() {
     let between = between().await;
-    between.api.set(|settings| settings.faults = vec![Fault::RateLimited { retry_after: Duration::from_secs(90) }]);
+    between
+        .api
+        .set(|settings| settings.faults = vec![Fault::RateLimited { retry_after: Duration::from_secs(90) }]);
     let reply = between.http.post("/chat/completions", &chat(API_MODEL)).await;
     assert_eq!((reply.status.as_u16(), reply.header("retry-after")), (429, "90"));
     assert_eq!(reply.json()["error"]["code"], "rate_limit_exceeded");
@@ -56,7 +61,10 @@ async fn what_is_wrong_with_a_request_is_answered_once_and_not_retried() {
     let between = between().await;
     between.api.set(|settings| settings.context_window = 4);
     let reply = between.http.post("/chat/completions", &chat(API_MODEL)).await;
-    assert_eq!((reply.status.as_u16(), &reply.json()["error"]["code"]), (400, &json!("context_length_exceeded")));
+    assert_eq!(
+        (reply.status.as_u16(), &reply.json()["error"]["code"]),
+        (400, &json!("context_length_exceeded"))
+    );
     assert_eq!(between.api.calls().len(), 1);
     assert_eq!(between.proxy.entries().await[0].outcome, Outcome::ClientError);
 }
@@ -74,7 +82,8 @@ async fn a_stream_that_breaks_ends_with_an_error_event_and_without_done() {
     for fault in [Fault::ResetAfter(4), Fault::CloseAfter(4), Fault::TruncateAfter(4)] {
         let between = between().await;
         between.api.fail_next(1, &fault);
-        let (events, _) = Events::of(between.http.open("/chat/completions", &streamed(API_MODEL)).await).rest().await;
+        let (events, _) =
+            Events::of(between.http.open("/chat/completions", &streamed(API_MODEL)).await).rest().await;
         assert!(!events.iter().any(|event| event.contains("[DONE]")), "{fault:?}: {events:?}");
         let last = data(&events).pop().unwrap();
         assert!(last["error"]["message"].is_string(), "{fault:?}: {events:?}");
@@ -90,7 +99,8 @@ async fn a_stream_that_breaks_ends_with_an_error_event_and_without_done() {
 async fn an_error_event_of_the_server_passes_and_counts_as_its_failure() {
     let between = between().await;
     between.own.fail_next(1, &Fault::ErrorEventAfter(3));
-    let (events, end) = Events::of(between.http.open("/chat/completions", &streamed(OWN_MODEL)).await).rest().await;
+    let (events, end) =
+        Events::of(between.http.open("/chat/completions", &streamed(OWN_MODEL)).await).rest().await;
     assert_eq!(end, End::Complete);
     assert!(data(&events).last().unwrap()["error"]["message"].as_str().unwrap().contains("EngineCore"));
     assert_eq!(between.proxy.entries().await[0].outcome, Outcome::UpstreamError);
@@ -100,7 +110,8 @@ async fn an_error_event_of_the_server_passes_and_counts_as_its_failure() {
 async fn a_stream_that_falls_silent_is_given_up_after_the_time_between_bytes() {
     let between = between_backends("", "timeouts = { between_bytes = \"200ms\" }", "").await;
     between.api.fail_next(1, &Fault::StallAfter(3));
-    let (events, _) = Events::of(between.http.open("/chat/completions", &streamed(API_MODEL)).await).rest().await;
+    let (events, _) =
+        Events::of(between.http.open("/chat/completions", &streamed(API_MODEL)).await).rest().await;
     assert!(data(&events).last().unwrap()["error"].is_object(), "{events:?}");
     assert!(between.api.until(|fake| fake.totals().aborted == 1).await);
     assert_eq!(between.proxy.entries().await[0].outcome, Outcome::Timeout);
@@ -132,13 +143,23 @@ async fn a_client_that_hangs_up_ends_the_stream_upstream_and_pays_for_what_was_p
         assert!(fake.until(|fake| fake.totals().aborted == 1).await);
         let produced = fake.produced().remove(0);
         let State::Aborted { noticed_at } = produced.state else { panic!("{produced:?}") };
-        assert!(noticed_at.saturating_sub(hung_up) < Duration::from_millis(100), "{:?}", noticed_at - hung_up);
+        assert!(
+            noticed_at.saturating_sub(hung_up) < Duration::from_millis(100),
+            "{:?}",
+            noticed_at - hung_up
+        );
 
         let entry = &between.proxy.entries().await[0];
-        assert_eq!((entry.outcome, entry.usage_source), (Outcome::Cancelled, UsageSource::OwnTokenizer));
-        assert_eq!(entry.usage.input_tokens, produced.usage.input_tokens);
+        assert_eq!(entry.outcome, Outcome::Cancelled);
         let missed = produced.usage.output_tokens.abs_diff(entry.usage.output_tokens);
-        assert!(missed <= 3, "{} produced, {} booked", produced.usage.output_tokens, entry.usage.output_tokens);
+        if model == API_MODEL {
+            assert_eq!(entry.usage_source, UsageSource::OwnTokenizer);
+            assert_eq!(entry.usage.input_tokens, produced.usage.input_tokens);
+            assert!(missed <= 3, "{:?} produced, {:?} booked", produced.usage, entry.usage);
+        } else {
+            assert_eq!(entry.usage_source, UsageSource::Estimate, "its vocabulary is not known");
+            assert!(missed <= 6, "{:?} produced, {:?} booked", produced.usage, entry.usage);
+        }
         assert!(entry.cost.as_nanos() > 0);
     }
 }

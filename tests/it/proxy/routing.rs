@@ -33,12 +33,15 @@ async fn calls_beyond_the_capacity_overflow_to_the_api() {
         held.push(events);
     }
     let reply = between.http.post("/chat/completions", &chat(OWN_MODEL)).await;
-    assert_eq!((reply.header("x-breakeven-backend"), reply.header("x-breakeven-reason")), ("openai", "overflow"));
+    assert_eq!(
+        (reply.header("x-breakeven-backend"), reply.header("x-breakeven-reason")),
+        ("openai", "overflow")
+    );
     drop(held);
     assert!(between.own.until(|fake| fake.in_flight() == 0).await);
     between.own.set(|settings| settings.faults.clear());
     // The places are free once the proxy has settled both calls.
-    assert_eq!(between.proxy.entries_when(3).await.len(), 3);
+    assert_eq!(between.proxy.entries().await.len(), 3);
     let reply = between.http.post("/chat/completions", &chat(OWN_MODEL)).await;
     assert_eq!(reply.header("x-breakeven-backend"), "gpu");
 }
@@ -52,7 +55,10 @@ async fn a_client_may_name_the_backend() {
         .header("content-type", "application/json")
         .header("x-breakeven-backend", "openai");
     let reply = between.http.send(request, Bytes::from(chat(OWN_MODEL).to_string())).await;
-    assert_eq!((reply.header("x-breakeven-backend"), reply.header("x-breakeven-reason")), ("openai", "pinned"));
+    assert_eq!(
+        (reply.header("x-breakeven-backend"), reply.header("x-breakeven-reason")),
+        ("openai", "pinned")
+    );
     assert_eq!(between.api.calls()[0].header("x-breakeven-backend"), "", "ours, not the server's");
 }
 
@@ -114,7 +120,10 @@ async fn models_on_no_route_and_unknown_paths_go_to_the_api() {
     let reply = between.http.post("/moderations", &json!({"input": "hello"})).await;
     assert_eq!(reply.json()["results"][0]["flagged"], false);
     let missing = between.http.post("/no/such/path", &json!({})).await;
-    assert_eq!((missing.status.as_u16(), &missing.json()["error"]["type"]), (404, &json!("invalid_request_error")));
+    assert_eq!(
+        (missing.status.as_u16(), &missing.json()["error"]["type"]),
+        (404, &json!("invalid_request_error"))
+    );
 }
 
 #[tokio::test]

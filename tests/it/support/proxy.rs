@@ -1,0 +1,76 @@
+//! A real proxy in the process, between whatever servers its configuration names.
+
+use std::net::SocketAddr;
+
+use breakeven::clock::Clock;
+use breakeven::commands::serve;
+use breakeven::config;
+use breakeven::ledger::{Entry, query};
+use tempfile::TempDir;
+
+/// Entries that [`Proxy::entries`] reads back.
+const MOST_ENTRIES: usize = 10_000;
+
+#[derive(Debug)]
+pub(crate) struct Proxy {
+    pub(crate) running: serve::Proxy,
+    folder: TempDir,
+}
+
+impl Proxy {
+    /// Starts with a configuration without `[server]`, `[ledger]` and `[log]`: free ports, a ledger of its own,
+    /// one worker. `%FOLDER%` in it is a folder of its own.
+    pub(crate) async fn start(text: &str) -> Self {
+        Self::start_at(text, Clock::system()).await
+    }
+
+    pub(crate) async fn start_at(text: &str, clock: Clock) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("breakeven.db");
+        let text = format!(
+            "[server]\nlisten = \"127.0.0.1:0\"\nadmin_listen = \"127.0.0.1:0\"\nworkers = 1\n\
+             [ledger]\npath = {path:?}\n{}",
+            text.replace("%FOLDER%", &folder.path().to_string_lossy())
+        );
+        let config = config::parse(&text, "test", &config::variable)
+            .unwrap_or_else(|problems| panic!("{problems}\n{text}"));
+        Self { running: serve::Proxy::start(config, clock).await.unwrap(), folder }
+    }
+
+    /// Waits until every backend serves.
+    pub(crate) async fn ready(self) -> Self {
+        let serves = async {
+            for backend in &self.running.gateway.state().backends {
+                while !backend.is_serving() {
+                    tokio::task::yield_now().await;
+                }
+            }
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(20), serves).await.expect("backends come up");
+        self
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.running.address
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}/v1", self.running.address)
+    }
+
+    pub(crate) fn admin_url(&self) -> String {
+        format!("http://{}", self.running.admin_address)
+    }
+
+    /// Everything in the ledger, newest first, once no call is in flight.
+    pub(crate) async fn entries(&self) -> Vec<Entry> {
+        let settled = async {
+            while self.running.gateway.in_flight() > 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(20), settled).await.expect("calls end");
+        assert!(self.running.gateway.ledger.flush().await);
+        query::recent(&self.folder.path().join("breakeven.db"), MOST_ENTRIES).unwrap()
+    }
+}
