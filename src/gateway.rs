@@ -1,5 +1,6 @@
 //! The shared state of a running gateway: what the request path reads as snapshots and adds to as atomics.
 
+pub mod books;
 mod pool;
 mod retries;
 mod route;

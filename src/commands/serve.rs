@@ -17,7 +17,7 @@ use crate::admin::Admin;
 use crate::clock::Clock;
 use crate::config::reload::Watcher;
 use crate::config::{self, Config, Problems, QuickStart};
-use crate::gateway::Gateway;
+use crate::gateway::{Gateway, books};
 use crate::ledger::Ledger;
 use crate::planner::Planner;
 use crate::server::{Workers, tls};
@@ -127,6 +127,8 @@ impl Proxy {
         for backend in &gateway.state().backends {
             tasks.spawn(backend.fleet.clone().run(fleets_stopped.clone()));
         }
+        gateway.metrics.config_loaded(gateway.now());
+        tasks.spawn(books::run(gateway.clone(), planner_stopped.clone()));
         let planner = tokio::spawn(Planner::new(gateway.clone()).run(planner_stopped));
         let accepting = workers.clone();
         let max_connections = config.limits.max_connections;

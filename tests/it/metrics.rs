@@ -5,11 +5,15 @@ use std::time::Duration;
 
 use breakeven::config::{self, Config};
 use breakeven::economics::{NanoUsd, Reason, Timestamp, Usage, Work};
-use breakeven::ledger::{Outcome, UsageSource};
+use breakeven::gateway::books::Books;
+use breakeven::ledger::query::{self, Row};
+use breakeven::ledger::{Entry, Outcome, UsageSource};
 use breakeven::metrics::{
     self, AttemptResult, BudgetState, CircuitState, CostPerRequest, Fault, Metrics, Period, PeriodAmounts,
     PoolObservation, SpendKind, catalogue,
 };
+
+use crate::ledger::{api_call, open};
 
 #[test]
 fn every_configured_series_is_there_at_zero_before_the_first_call() {
@@ -263,4 +267,33 @@ fn every_alert_has_a_paragraph_in_the_runbook_and_a_test() {
         let fires = tests.split(&case).skip(1).any(|rest| rest.trim_start().starts_with("exp_alerts:"));
         assert!(fires, "{name} is not tested");
     }
+}
+
+#[test]
+fn the_sums_of_day_and_month_are_those_of_the_ledger_however_often_they_are_read() {
+    const DAY: u64 = 86_400;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ledger.db");
+    // The second of January 1970 and the days after it.
+    let seconds = [DAY + 10, DAY + 70, 2 * DAY - 1, 2 * DAY, 2 * DAY + 5, 3 * DAY + 7, 40 * DAY];
+    let ledger = open(&path);
+    for (id, second) in (1..).zip(seconds) {
+        let _batch = ledger.append(&Entry { closed_at: Timestamp::from_secs(second), ..api_call(id, 0) });
+    }
+    drop(ledger);
+
+    let mut books = Books::default();
+    for until in (0..=41).flat_map(|day| [day * DAY, day * DAY + 8, day * DAY + 60]) {
+        while !books.read(&path, Timestamp::from_secs(until)).unwrap() {}
+        let month = if until >= 31 * DAY { 31 * DAY } else { 0 };
+        for (period, since) in [(Period::Today, until / DAY * DAY), (Period::Month, month)] {
+            let range = (Some(Timestamp::from_secs(since)), Some(Timestamp::from_secs(until)));
+            let rows = query::totals(&path, range.0, range.1, &[]).unwrap();
+            let expected: NanoUsd = rows.iter().map(Row::spend).sum();
+            let amounts = books.amounts();
+            let (_, found) = amounts.iter().find(|(of, _)| *of == period).unwrap();
+            assert_eq!(found.cost, expected, "{period:?} until {until}");
+        }
+    }
+    assert_ne!(books.amounts()[1].1.cost, NanoUsd::ZERO, "the last month had a call");
 }
