@@ -204,6 +204,12 @@ impl Fleet {
         }
     }
 
+    /// Takes the target back, because another process decides from now on: nothing is started or stopped any
+    /// more, and replicas are found by their address.
+    pub fn clear_target(&self) {
+        self.target.store(NO_TARGET, Ordering::SeqCst);
+    }
+
     /// What [`Self::set_target`] said last.
     pub fn target(&self) -> Option<u32> {
         let target = self.target.load(Ordering::SeqCst);
@@ -285,7 +291,7 @@ impl Fleet {
 
     /// Stops what has no owner without us, and waits for stops that are on their way.
     pub async fn release(&self) {
-        self.target.store(NO_TARGET, Ordering::SeqCst);
+        self.clear_target();
         {
             let mut desk = self.desk();
             let Desk { roster, processes, .. } = &mut *desk;

@@ -113,6 +113,9 @@ pub(super) struct Roster {
     /// Failed starts in a row, over all replicas.
     failures: u32,
     retry_at: Timestamp,
+    /// Whether somebody says how many replicas to hold. Until then, and after it was taken back (another
+    /// process decides), we only look, as if others controlled them.
+    has_target: bool,
     /// Moving average of measured start-up times.
     startup: Option<Duration>,
     accrued_to: Timestamp,
@@ -141,6 +144,7 @@ impl Roster {
             rules,
             failures: 0,
             retry_at: Timestamp::ZERO,
+            has_target: false,
             startup: None,
             accrued_to: now,
             events: Vec::new(),
@@ -271,7 +275,7 @@ impl Roster {
                 self.slots[index].enter(Phase::Ready { since: now });
                 self.tell(index, FleetEventKind::Adopted);
             }
-            (Phase::Stopped, Owner::Others) => {
+            (Phase::Stopped, _) if !self.decides() => {
                 self.begin(index, now, false);
                 self.slots[index].enter(Phase::Ready { since: now });
                 self.tell(index, FleetEventKind::Appeared);
@@ -318,7 +322,7 @@ impl Roster {
     fn lost(&mut self, index: usize, reason: String, now: Timestamp) {
         self.tell(index, FleetEventKind::Lost { reason });
         self.pause_after_failure(index, now);
-        if self.rules.owner == Owner::Others {
+        if !self.decides() && !self.slots[index].is_ours {
             self.close_rent(index, now);
             self.slots[index].enter(Phase::Stopped);
         } else {
@@ -355,11 +359,8 @@ impl Roster {
 
     fn close_rent(&mut self, index: usize, now: Timestamp) {
         if self.rules.pool.billing == Billing::WhileRunning {
-            let minimum = match self.rules.owner {
-                Owner::Us { .. } => self.rules.pool.minimum,
-                // What we see of others' replicas is whether they answer; a gap is no new start.
-                Owner::Others => Duration::ZERO,
-            };
+            // Of a replica that we did not start we know whether it answers; a gap is no new start.
+            let minimum = if self.slots[index].is_ours { self.rules.pool.minimum } else { Duration::ZERO };
             self.slots[index].rent.close(&self.rules.pool, now, minimum);
         }
     }
@@ -387,6 +388,7 @@ impl Roster {
     /// it returns must be carried out and reported.
     pub(super) fn step(&mut self, target: Option<u32>, now: Timestamp) -> Vec<Action> {
         let mut actions = Vec::new();
+        self.has_target = target.is_some();
         if self.rules.owner != Owner::Others {
             self.give_up_late_starts(now);
             if let Some(target) = target {
@@ -508,12 +510,12 @@ impl Roster {
 
     /// Probes and queue readings that are due.
     fn look(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
+        let decides = self.decides();
         for slot in &mut self.slots {
-            let wants_probe = match self.rules.owner {
-                Owner::Us { .. } => {
-                    matches!(slot.phase, Phase::Unknown | Phase::Starting { .. } | Phase::Ready { .. })
-                }
-                Owner::Others => true,
+            let wants_probe = match slot.phase {
+                Phase::Unknown | Phase::Starting { .. } | Phase::Ready { .. } => true,
+                Phase::Stopped => !decides && (slot.replica.index == 0 || !self.rules.one_address),
+                Phase::Draining { .. } | Phase::Stopping { .. } => false,
             };
             if let Some(every) = self.rules.probe_every.filter(|_| wants_probe)
                 && !slot.is_probing
@@ -534,6 +536,11 @@ impl Roster {
                 actions.push(Action::ReadQueue { replica: slot.replica.index });
             }
         }
+    }
+
+    /// Whether starting and stopping is our business.
+    fn decides(&self) -> bool {
+        self.rules.owner != Owner::Others && self.has_target
     }
 
     fn select(&self, is_wanted: impl Fn(&Slot) -> bool) -> Vec<usize> {

@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use std::fs;
 use std::net::{SocketAddr, TcpListener as StdListener, TcpStream};
 use std::path::Path;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -80,19 +81,23 @@ fn words(words: &[&str]) -> Vec<String> {
     words.iter().map(|word| (*word).to_owned()).collect()
 }
 
-/// A server that Python brings along, as a process in the foreground.
+/// A server that Python brings along, as a process in the foreground. It ends by itself, should a test fail.
 fn http_server(directory: &Path, port: u16) -> Vec<String> {
     let directory = directory.to_str().unwrap();
     let port = format!("{{{port}+replica}}");
-    words(&["python3", "-m", "http.server", "--bind", "127.0.0.1", "--directory", directory, &port])
+    let server = ["python3", "-m", "http.server", "--bind", "127.0.0.1", "--directory", directory, &port];
+    words(&[&["timeout", "120"], &server[..]].concat())
 }
 
-/// The first of two neighbouring ports that are free.
+/// The first of two neighbouring ports that are free. They are outside the range from which the system takes
+/// the ports of connections, so that none of those gets in between.
 fn free_ports() -> u16 {
+    static TRIED: AtomicU16 = AtomicU16::new(0);
+    let base = 20_000 + u16::try_from(std::process::id() % 500).unwrap() * 20;
     loop {
-        let first = StdListener::bind("127.0.0.1:0").unwrap();
-        let port = first.local_addr().unwrap().port();
-        if port < u16::MAX && StdListener::bind(("127.0.0.1", port + 1)).is_ok() {
+        let port = base + 2 * TRIED.fetch_add(1, Ordering::SeqCst);
+        let is_free = |port| StdListener::bind(("127.0.0.1", port)).is_ok();
+        if is_free(port) && is_free(port + 1) {
             return port;
         }
     }
@@ -297,7 +302,7 @@ async fn at_our_exit_a_server_that_only_we_can_stop_is_stopped_and_another_is_le
         let mut start = http_server(directory.path(), port);
         if !is_ours_alone {
             // It goes on without us, and ends by itself soon after the test.
-            let line = format!("timeout 30 {} >/dev/null 2>&1 &", start.join(" "));
+            let line = format!("{} >/dev/null 2>&1 &", start.join(" "));
             start = words(&["sh", "-c", &line]);
         }
         let control = Control::Command { start, stop };

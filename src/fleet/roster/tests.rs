@@ -358,6 +358,19 @@ fn running_replicas_are_taken_over_and_nothing_is_done_until_somebody_says_what_
 }
 
 #[test]
+fn while_another_process_decides_its_replicas_are_found_used_and_forgotten() {
+    let mut world = World::new(rules(2));
+    world.step_with(None, 0);
+    assert_eq!(world.states(), ["stopped", "stopped"]);
+    world.answers_from[1] = Some(at(5));
+    (1..=10).for_each(|second| world.step_with(None, second));
+    assert_eq!(world.states(), ["stopped", "ready"]);
+    world.answers_from[1] = None;
+    (11..=30).for_each(|second| world.step_with(None, second));
+    assert_eq!((world.orders().as_str(), world.states()), ("", vec!["stopped", "failed"]));
+}
+
+#[test]
 fn a_replica_that_we_cannot_stop_is_used_as_long_as_it_is_there() {
     let rules = Rules { owner: Owner::Us { can_stop_strangers: false }, ..rules(1) };
     let mut world = World::new(rules).answering(&[0]);
