@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Args;
 
-use crate::config::{self, Backend, BackendKind, Config, Problems};
+use crate::config::{self, Backend, BackendKind, Config, Problems, pattern};
 
 /// The configuration is wrong, or there is none.
 const WRONG: u8 = 2;
@@ -101,6 +101,7 @@ fn check_online(config: &Config, out: &mut impl Write, errors: &mut impl Write) 
     let mut all_answer = true;
     for (index, backend) in config.backends.iter().enumerate() {
         for base_url in &backend.base_urls {
+            let base_url = &pattern::expand(base_url, 0);
             match runtime.block_on(list_models(&client, backend, base_url)) {
                 Ok(listed) => {
                     writeln!(out, "{}: {base_url}: {}", backend.name, summary(&listed))?;

@@ -208,7 +208,7 @@ tables! {
     RawBackend {
         /// `api`: paid per token; `self_hosted`: rented by the hour.
         kind: At<Kind>,
-        /// Its OpenAI-compatible base URL, `/v1` included; for a self-hosted backend a list may give one per replica.
+        /// Its OpenAI-compatible base URL, `/v1` included; for a self-hosted backend a list may give one per replica, or `{replica}` and `{8000+replica}` stand for the replica's number.
         base_url: At<OneOrMore>,
         /// Key that is sent to it. Without one, `pass_through` sends the client's own key to an API backend, and none to a self-hosted one.
         api_key: At<SecretReference>,
@@ -294,7 +294,7 @@ tables! {
         kind: At<ControlKind>,
         /// Program and arguments that start a replica; `BREAKEVEN_REPLICA` is its number.
         start: At<Vec<At<String>>>,
-        /// Program and arguments that stop a replica.
+        /// Program and arguments that stop a replica. Without it, `start` is the server itself and gets SIGTERM.
         stop: At<Vec<At<String>>>,
         /// Where `webhook` posts to.
         url: At<String>,

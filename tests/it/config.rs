@@ -70,6 +70,19 @@ fn says_only(text: &str, expected: &str) {
 }
 
 #[test]
+fn a_server_in_the_foreground_needs_no_stop_command_and_its_address_may_be_a_pattern() {
+    let pattern = "http://127.0.0.1:{8000+replica}/v1";
+    let own = r#"control = { kind = "command", start = ["vllm", "serve"] }
+max_replicas = 3
+base_url = "http://127.0.0.1:{8000+replica}/v1""#;
+    let config = good(&small_with(r#"base_url = "http://127.0.0.1:8000/v1""#, own));
+    assert_eq!(config.backends[1].base_urls, [pattern]);
+    let BackendKind::SelfHosted(own) = &config.backends[1].kind else { panic!("it is rented") };
+    assert_eq!(own.control, Control::Command { start: vec!["vllm".into(), "serve".into()], stop: vec![] });
+    says(&small_with("http://127.0.0.1:8000/v1", "http://127.0.0.1:{port}/v1"), &["is not a URL"]);
+}
+
+#[test]
 fn the_example_of_the_interface_loads() {
     let config = good(EXAMPLE);
     let gpu = &config.backends[1];

@@ -10,7 +10,7 @@ use super::super::read::{At, Named};
 use super::super::scalar::{HeaderValue, OneOrMore, Usd};
 use super::super::{
     Backend, BackendKind, Circuit, Control, Dialect, Health, ParameterRule, Place, Secret, SelfHosted,
-    Timeouts, defaults, dialect,
+    Timeouts, defaults, dialect, pattern,
 };
 use super::{Checker, place_of, time};
 use crate::economics::{Billing, Capacity, NanoUsd, PoolSpec};
@@ -113,12 +113,13 @@ impl Checker<'_> {
         urls
     }
 
-    /// A base URL without its trailing slash.
+    /// A base URL without its trailing slash; a pattern stays one.
     fn base_url(&mut self, written: &At<String>) -> Option<String> {
         let url = written.value.trim_end_matches('/');
-        match url_fault(url, false) {
+        let first = pattern::expand(url, 0);
+        match url_fault(&first, false) {
             None => {
-                if url.parse::<http::Uri>().is_ok_and(|uri| uri.path() == "/") {
+                if first.parse::<http::Uri>().is_ok_and(|uri| uri.path() == "/") {
                     let remedy = format!("clients' paths begin with `/v1`; did you mean `{url}/v1`?");
                     self.findings.warning(&written.place, "has no path", remedy);
                 }
@@ -426,7 +427,11 @@ impl Checker<'_> {
             ControlKind::None => Control::None,
             ControlKind::Command => Control::Command {
                 start: self.command("start", table.start.as_ref(), place),
-                stop: self.command("stop", table.stop.as_ref(), place),
+                // A start command that is the server itself needs none: it gets a signal.
+                stop: match &table.stop {
+                    None => Vec::new(),
+                    written => self.command("stop", written.as_ref(), place),
+                },
             },
             ControlKind::Webhook => self.webhook(table, place),
             ControlKind::Kubernetes => {
@@ -504,7 +509,7 @@ fn health_path(software: dialect::Server, base_urls: &[String]) -> Option<String
     if let Some(path) = software.health_path() {
         return Some(path.to_owned());
     }
-    let base: http::Uri = base_urls.first()?.parse().ok()?;
+    let base: http::Uri = pattern::expand(base_urls.first()?, 0).parse().ok()?;
     Some(format!("{}/models", base.path().trim_end_matches('/')))
 }
 
