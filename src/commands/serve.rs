@@ -10,6 +10,7 @@ use clap::Args;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
 use super::WRONG;
@@ -17,11 +18,14 @@ use crate::admin::Admin;
 use crate::clock::Clock;
 use crate::config::reload::Watcher;
 use crate::config::{self, Config, Problems, QuickStart};
+use crate::economics::{NanoUsd, Work};
 use crate::gateway::{Gateway, books};
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, RentEntry};
+use crate::metrics::SpendKind;
 use crate::planner::Planner;
 use crate::server::{Workers, tls};
 use crate::telemetry;
+use crate::upstream::Backend;
 
 /// How often the configuration's content is compared with what is in force.
 const CONFIG_INTERVAL: Duration = Duration::from_secs(2);
@@ -97,10 +101,10 @@ pub struct Proxy {
     workers: Arc<Workers>,
     tls: Option<tls::Acceptor>,
     stop: watch::Sender<bool>,
-    tasks: tokio::task::JoinSet<()>,
+    tasks: JoinSet<()>,
     planner: tokio::task::JoinHandle<()>,
     planner_stop: watch::Sender<bool>,
-    fleets: watch::Sender<bool>,
+    fleets: Fleets,
     reloads: mpsc::Receiver<Reload>,
 }
 
@@ -121,12 +125,10 @@ impl Proxy {
         let workers = Arc::new(Workers::start(&gateway, tls.as_ref())?);
         let (stop, stopped) = watch::channel(false);
         let (planner_stop, planner_stopped) = watch::channel(false);
-        let (fleets, fleets_stopped) = watch::channel(false);
         let (reload_sender, reloads) = mpsc::channel(MAX_RELOADS_WAITING);
-        let mut tasks = tokio::task::JoinSet::new();
-        for backend in &gateway.state().backends {
-            tasks.spawn(backend.fleet.clone().run(fleets_stopped.clone()));
-        }
+        let mut tasks = JoinSet::new();
+        let mut fleets = Fleets::default();
+        fleets.follow(&gateway);
         gateway.metrics.config_loaded(gateway.now());
         tasks.spawn(books::run(gateway.clone(), planner_stopped.clone()));
         let planner = tokio::spawn(Planner::new(gateway.clone()).run(planner_stopped));
@@ -199,17 +201,16 @@ impl Proxy {
         if let Err(error) = (&mut self.planner).await {
             error!(%error, "the planner had ended: {error}");
         }
-        self.fleets.send_replace(true);
+        self.fleets.stop().await;
         self.admin.stop();
         while self.tasks.join_next().await.is_some() {}
-        Planner::new(self.gateway.clone()).close(self.gateway.now());
         if !self.gateway.ledger.flush().await {
             warn!("the ledger has not imported everything; the next start will, from its journal");
         }
         info!("stopped");
     }
 
-    fn reload(&self, watcher: Option<&mut Watcher>) -> Result<(), String> {
+    fn reload(&mut self, watcher: Option<&mut Watcher>) -> Result<(), String> {
         match watcher {
             Some(watcher) => {
                 let loaded = watcher.reload();
@@ -220,7 +221,7 @@ impl Proxy {
     }
 
     /// Puts a configuration in force, or keeps the one that is and says why.
-    fn apply(&self, loaded: Result<Config, Problems>) -> Result<(), String> {
+    fn apply(&mut self, loaded: Result<Config, Problems>) -> Result<(), String> {
         let gateway = &self.gateway;
         let applied = loaded.map_err(|problems| problems.to_string()).and_then(|config| {
             for key in gateway.state().config.restart_needed(&config) {
@@ -234,6 +235,7 @@ impl Proxy {
         });
         match &applied {
             Ok(()) => {
+                self.fleets.follow(gateway);
                 gateway.metrics.config_loaded(gateway.now());
                 gateway.note("reload", "configuration", "a new configuration is in force".to_owned());
                 info!("the configuration was reloaded");
@@ -244,6 +246,60 @@ impl Proxy {
             }
         }
         applied
+    }
+}
+
+/// The loops that look after the replicas of each backend in force.
+#[derive(Debug, Default)]
+struct Fleets {
+    running: Vec<(Arc<Backend>, watch::Sender<bool>)>,
+    tasks: JoinSet<()>,
+}
+
+impl Fleets {
+    /// Starts loops for backends that are new, and ends those of backends that are gone.
+    fn follow(&mut self, gateway: &Arc<Gateway>) {
+        let state = gateway.state();
+        self.running.retain(|(backend, stop)| {
+            let stays = state.backends.iter().any(|other| Arc::ptr_eq(other, backend));
+            if !stays {
+                stop.send_replace(true);
+            }
+            stays
+        });
+        for backend in &state.backends {
+            if !self.running.iter().any(|(other, _)| Arc::ptr_eq(other, backend)) {
+                let (stop, stopped) = watch::channel(false);
+                self.tasks.spawn(look_after(gateway.clone(), backend.clone(), stopped));
+                self.running.push((backend.clone(), stop));
+            }
+        }
+    }
+
+    async fn stop(&mut self) {
+        for (_, stop) in self.running.drain(..) {
+            stop.send_replace(true);
+        }
+        while self.tasks.join_next().await.is_some() {}
+    }
+}
+
+/// Looks after a backend's replicas, and books the rent that falls due after the planner has let go of them.
+async fn look_after(gateway: Arc<Gateway>, backend: Arc<Backend>, stop: watch::Receiver<bool>) {
+    backend.fleet.clone().run(stop).await;
+    let delta = backend.fleet.accrue(gateway.now());
+    if delta.rent != NanoUsd::ZERO {
+        backend.series.spend(SpendKind::Capacity, delta.rent);
+        gateway.ledger.append_rent(&RentEntry {
+            backend: backend.name().to_owned(),
+            from: delta.from,
+            to: delta.to,
+            replica_millis: delta.replica_millis,
+            busy: Work::ZERO,
+            rent: delta.rent,
+            attributed: NanoUsd::ZERO,
+            idle: delta.rent,
+        });
     }
 }
 
