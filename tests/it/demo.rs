@@ -61,7 +61,7 @@ async fn a_running_demo_answers_curl_and_prometheus_and_ctrl_c_ends_it_with_the_
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
     let mut seen = String::new();
     while !seen.contains("curl") {
-        let line = tokio::time::timeout(Duration::from_secs(60), lines.next_line()).await.unwrap().unwrap();
+        let line = tokio::time::timeout(Duration::from_mins(1), lines.next_line()).await.unwrap().unwrap();
         seen += &line.expect("the demo says where to look");
         seen.push('\n');
     }

@@ -29,7 +29,8 @@ impl Proxy {
         let path = folder.path().join("breakeven.db");
         let text = format!(
             "[server]\nlisten = \"127.0.0.1:0\"\nadmin_listen = \"127.0.0.1:0\"\nworkers = 1\n\
-             [ledger]\npath = {path:?}\n{}",
+             [ledger]\npath = \"{}\"\n{}",
+            path.display(),
             text.replace("%FOLDER%", &folder.path().to_string_lossy())
         );
         let config = config::parse(&text, "test", &config::variable)
