@@ -73,9 +73,9 @@ path = {ledger}
 filter = "error"
 
 [policy]
-window = "4m"
-margin = 0.05
-min_dwell = "10m"
+window = "30m"
+margin = 0.10
+min_dwell = "30m"
 slot = "60s"
 
 [backends.{API}]
