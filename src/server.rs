@@ -3,6 +3,7 @@
 //! A worker has a runtime of its own and its own upstream connections, so that a call never leaves its
 //! thread. The acceptor hands every connection to the worker with the fewest.
 
+pub mod patience;
 pub mod tls;
 
 use std::convert::Infallible;
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use http::Request;
+use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -26,8 +28,10 @@ use tracing::{debug, warn};
 
 use crate::config::Limits;
 use crate::gateway::Gateway;
+use crate::openai::Endpoint;
 use crate::proxy;
 use crate::upstream::client::Clients;
+use patience::{Patient, Phase};
 
 /// Connections on their way to a worker.
 const HANDED_OVER: usize = 1024;
@@ -253,9 +257,21 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let gateway = work.gateway.clone();
+    let phase = if is_http2 { Phase::never() } else { Phase::default() };
+    let stream = Patient::new(stream, phase.clone(), work.limits.header_timeout);
     let service = service_fn(move |request: Request<Incoming>| {
-        let (gateway, clients) = (gateway.clone(), clients.clone());
-        async move { Ok::<_, Infallible>(proxy::handle(&gateway, &clients, request).await) }
+        let (gateway, clients, phase) = (gateway.clone(), clients.clone(), phase.clone());
+        phase.handed_over();
+        async move {
+            // An upload may go on after its answer has begun, and HTTP/2 carries many calls at a time.
+            let is_whole = request.body().is_end_stream()
+                || Endpoint::of(request.method(), request.uri().path()).is_routed();
+            let answer = proxy::handle(&gateway, &clients, request).await;
+            if is_whole && !is_http2 {
+                phase.answered();
+            }
+            Ok::<_, Infallible>(answer)
+        }
     });
     let io = TokioIo::new(stream);
     let mut stop = work.stop.clone();
@@ -273,7 +289,7 @@ where
         let mut builder = http1::Builder::new();
         builder
             .timer(TokioTimer::new())
-            .header_read_timeout(work.limits.header_timeout)
+            .header_read_timeout(work.limits.idle_timeout.max(work.limits.header_timeout))
             .max_buf_size(work.limits.max_header_bytes.max(8192));
         let connection = std::pin::pin!(builder.serve_connection(io, service).with_upgrades());
         until_drained(connection, drain, http1::UpgradeableConnection::graceful_shutdown).await
