@@ -10,4 +10,5 @@ mod ledger;
 mod metrics;
 mod proxy;
 mod support;
+mod tidy;
 mod upstream_pool;
