@@ -107,8 +107,14 @@ async fn online_has_status_1_when_a_backend_does_not_answer() {
     let api = FakeBackend::start(Personality::OpenAi, settings).await.unwrap();
     // A port that was free a moment ago, on loopback.
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let folder = folder_with(&config_for(&api.url(), &format!("http://{closed}/v1")));
-    let run = breakeven(folder.path(), &["check", "--online"]);
+    let text = config_for(&api.url(), &format!("http://{closed}/v1"));
+    let started_by_us = breakeven(folder_with(&text).path(), &["check", "--online"]);
+    assert_eq!(started_by_us.status, 0, "{}", started_by_us.errors);
+    assert!(started_by_us.out.contains("it is started when it pays"), "{}", started_by_us.out);
+
+    let by_others: String =
+        text.lines().filter(|line| !line.starts_with("control")).flat_map(|l| [l, "\n"]).collect();
+    let run = breakeven(folder_with(&by_others).path(), &["check", "--online"]);
     assert_eq!(run.status, 1);
     assert!(run.errors.contains(&format!("gpu: http://{closed}/v1: does not answer: ")), "{}", run.errors);
     assert!(!run.errors.contains("canary"), "{}", run.errors);

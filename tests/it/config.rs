@@ -8,7 +8,7 @@ use std::time::Duration;
 use breakeven::config::dialect::Server;
 use breakeven::config::reload::Watcher;
 use breakeven::config::{
-    self, AuthMode, BackendKind, Config, Control, ParameterRule, Problems, QuickStart, RoutePolicy,
+    self, AuthMode, Backend, BackendKind, Config, Control, ParameterRule, Problems, QuickStart, RoutePolicy,
 };
 use breakeven::economics::{Billing, NanoUsd};
 
@@ -33,6 +33,8 @@ models = ["gpt-4o-mini"]
 offers = [{ backend = "openai" }, { backend = "gpu", model = "llama" }]
 "#;
 
+const PRICES: &str = include_str!("../../config/prices.toml");
+
 fn env(name: &str) -> Option<String> {
     (name == "OPENAI_API_KEY").then(|| SECRET.to_owned())
 }
@@ -54,6 +56,11 @@ fn problems(text: &str) -> String {
 fn small_with(old: &str, new: &str) -> String {
     assert!(SMALL.contains(old), "{old}");
     SMALL.replacen(old, new, 1)
+}
+
+fn metrics_of(backend: &Backend) -> Option<&str> {
+    let BackendKind::SelfHosted(own) = &backend.kind else { return None };
+    own.metrics_url.as_deref()
 }
 
 #[track_caller]
@@ -136,7 +143,7 @@ fn the_commented_example_loads_and_states_the_defaults() {
         assert_eq!(commented.health, bare.health, "{}", bare.name);
         assert_eq!(commented.circuit, bare.circuit, "{}", bare.name);
         assert_eq!(commented.dialect, bare.dialect, "{}", bare.name);
-        assert_eq!(commented.metrics_urls(), bare.metrics_urls(), "{}", bare.name);
+        assert_eq!(metrics_of(commented), metrics_of(bare), "{}", bare.name);
     }
     let (commented_pool, bare_pool) =
         (commented.backends[1].pool().unwrap(), bare.backends[1].pool().unwrap());
@@ -158,19 +165,18 @@ fn the_lines_that_are_commented_out_load_as_well() {
         rest.starts_with('[') || rest.split_once(" = ").is_some_and(|(key, _)| !key.contains(' '))
     });
     let folder = tempfile::tempdir().unwrap();
-    for file in ["cert.pem", "key.pem"] {
-        fs::write(folder.path().join(file), "-----BEGIN ..").unwrap();
+    let files = [("cert.pem", "-----BEGIN .."), ("key.pem", "-----BEGIN .."), ("prices.toml", PRICES)];
+    for (file, text) in files {
+        fs::write(folder.path().join(file), text).unwrap();
     }
     let env = |name: &str| Some(format!("value-of-{name}"));
     for setting in settings.filter(|line| !line.contains("[prices.models") && !is_price_line(line)) {
         let uncommented = text.replacen(setting, &setting[2..], 1);
         let key = setting[2..].split(" = ").next().unwrap();
         let without_the_other = drop_other_line(&uncommented, &setting[2..], key);
-        let in_folder = without_the_other.replace("\"cert.pem\"", &quoted(&folder.path().join("cert.pem")));
-        let in_folder = in_folder.replace("\"key.pem\"", &quoted(&folder.path().join("key.pem")));
-        if key == "file" {
-            continue;
-        }
+        let in_folder = files.iter().fold(without_the_other, |text, (file, _)| {
+            text.replace(&format!("\"{file}\""), &quoted(&folder.path().join(file)))
+        });
         config::parse(&in_folder, "uncommented", &env)
             .unwrap_or_else(|problems| panic!("{setting}\n{problems}"));
     }
@@ -400,10 +406,21 @@ fn replicas_may_be_listed_and_are_the_default_of_their_number() {
     let gpu = &config.backends[1];
     assert_eq!(gpu.base_urls, ["http://a:8000/v1", "http://b:8000/v1"]);
     assert_eq!(gpu.pool().unwrap().max_replicas, 2);
-    assert_eq!(gpu.metrics_urls(), ["http://a:8000/metrics", "http://b:8000/metrics"]);
-    assert_eq!(gpu.health_urls(), ["http://a:8000/health", "http://b:8000/health"]);
     let fewer = small_with("\"http://127.0.0.1:8000/v1\"", &format!("{urls}\nmax_replicas = 1"));
     says(&fewer, &["max_replicas: is less than the 2 base URLs"]);
+}
+
+#[test]
+fn replicas_may_be_numbered_by_a_pattern() {
+    let pattern = "\"http://127.0.0.1:{8000+replica}/v1\"";
+    let text = small_with("\"http://127.0.0.1:8000/v1\"", &format!("{pattern}\nmax_replicas = 3"));
+    let config = good(&text);
+    assert_eq!(config.backends[1].base_urls, ["http://127.0.0.1:{8000+replica}/v1"]);
+    assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+    let fault = "has no replicas to number here";
+    says(&small_with("\"https://api.openai.com/v1\"", pattern), &[fault]);
+    says(&small_with("\"http://127.0.0.1:8000/v1\"", &format!("[{pattern}, \"http://b/v1\"]")), &[fault]);
+    says(&small_with("8000/v1", "{x+replica}/v1"), &["is not a URL"]);
 }
 
 #[test]
@@ -429,14 +446,14 @@ fn each_server_has_its_dialect_and_the_owner_has_the_last_word() {
         |lines: &str| good(&small_with("hourly_usd", &format!("{lines}\nhourly_usd"))).backends[1].clone();
     let ollama = server("server = \"ollama\"");
     assert_eq!(ollama.health.path.as_deref(), Some("/api/version"));
-    assert_eq!(ollama.metrics_urls(), Vec::<String>::new());
+    assert_eq!(metrics_of(&ollama), None);
     assert_eq!(ollama.dialect.parameters["logit_bias"], ParameterRule::Refuse);
     assert_eq!(
         ollama.dialect.parameters["max_completion_tokens"],
         ParameterRule::Rename("max_tokens".to_owned())
     );
     let other = server("server = \"other\"");
-    assert_eq!(other.health_urls(), ["http://127.0.0.1:8000/v1/models"]);
+    assert_eq!(other.health.path.as_deref(), Some("/v1/models"));
     let own = server(
         "server = \"tgi\"\nparameters = { logit_bias = \"pass\", user = \"drop\" }\nstream_options = false",
     );
