@@ -86,7 +86,7 @@ tables! {
 
     /// Who may call.
     RawAuth {
-        /// `pass_through`: the client's own key goes to the API backend and only there; `keys`: virtual keys made by `breakeven keys create`. Default: `pass_through`.
+        /// `pass_through`: the client's own key goes to the API backend, and only there. Default: `pass_through`.
         mode: At<AuthMode>,
     }
 
