@@ -181,7 +181,8 @@ pub enum UnknownPrice {
 pub struct Backend {
     pub name: String,
     pub kind: BackendKind,
-    /// Base URLs, without a trailing slash: one for an API, one per replica for a self-hosted backend.
+    /// Base URLs, without a trailing slash: one for an API, one per replica for a self-hosted backend, or one
+    /// with `{replica}` in it ([`pattern`]).
     pub base_urls: Vec<String>,
     pub api_key: Option<Secret>,
     /// Headers added to every request to it (`OpenAI-Organization`, ..).
@@ -204,7 +205,7 @@ pub struct SelfHosted {
     pub control: Control,
     pub server: dialect::Server,
     /// Where the server's own metrics are (vLLM's and llama.cpp's queue), if it has any: a path below each
-    /// replica's host, or one URL. [`Backend::metrics_urls`] has them in full.
+    /// replica's host, or one URL, in which `{replica}` is the replica's number ([`pattern`]).
     pub metrics_url: Option<String>,
 }
 
@@ -327,12 +328,6 @@ pub fn undated(model: &str) -> Option<&str> {
     date.bytes().enumerate().all(shape).then_some(base)
 }
 
-/// `http://10.0.0.7:8000/v1` → `http://10.0.0.7:8000`.
-fn host_of(base_url: &str) -> &str {
-    let host = base_url.find("://").map_or(0, |at| at + 3);
-    base_url[host..].find('/').map_or(base_url, |path| &base_url[..host + path])
-}
-
 impl Config {
     pub fn backend(&self, id: BackendId) -> &Backend {
         &self.backends[usize::from(id.0)]
@@ -361,26 +356,6 @@ impl Backend {
             BackendKind::Api => None,
             BackendKind::SelfHosted(own) => Some(&own.pool),
         }
-    }
-
-    /// The server's own metrics, one URL for each base URL, or the one that was written.
-    pub fn metrics_urls(&self) -> Vec<String> {
-        let BackendKind::SelfHosted(own) = &self.kind else { return Vec::new() };
-        match &own.metrics_url {
-            None => Vec::new(),
-            Some(path) if path.starts_with('/') => self.urls_at(path),
-            Some(url) => vec![url.clone()],
-        }
-    }
-
-    /// Where each base URL's health check is; empty when health is passive.
-    pub fn health_urls(&self) -> Vec<String> {
-        self.health.path.as_deref().map_or_else(Vec::new, |path| self.urls_at(path))
-    }
-
-    /// A path below the host of each base URL.
-    fn urls_at(&self, path: &str) -> Vec<String> {
-        self.base_urls.iter().map(|base| format!("{}{path}", host_of(base))).collect()
     }
 
     /// Rent of one replica for one hour; zero for an API.

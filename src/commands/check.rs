@@ -8,7 +8,8 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Args;
 
-use crate::config::{self, Backend, BackendKind, Config, Problems, pattern};
+use crate::config::pattern::{expand, is_pattern};
+use crate::config::{self, Backend, BackendKind, Config, Control, Problems};
 
 /// The configuration is wrong, or there is none.
 const WRONG: u8 = 2;
@@ -100,8 +101,7 @@ fn check_online(config: &Config, out: &mut impl Write, errors: &mut impl Write) 
     let client = client()?;
     let mut all_answer = true;
     for (index, backend) in config.backends.iter().enumerate() {
-        for base_url in &backend.base_urls {
-            let base_url = &pattern::expand(base_url, 0);
+        for base_url in &base_urls(backend) {
             match runtime.block_on(list_models(&client, backend, base_url)) {
                 Ok(listed) => {
                     writeln!(out, "{}: {base_url}: {}", backend.name, summary(&listed))?;
@@ -118,6 +118,9 @@ fn check_online(config: &Config, out: &mut impl Write, errors: &mut impl Write) 
                     "{}: {base_url}: answers {status} without a key; clients bring their own",
                     backend.name
                 )?,
+                Err(fault @ Fault::Unreachable(_)) if is_started_by_us(backend) => {
+                    writeln!(out, "{}: {base_url}: {fault}; it is started when it pays", backend.name)?;
+                }
                 Err(fault) => {
                     all_answer = false;
                     writeln!(errors, "{}: {base_url}: {fault}", backend.name)?;
@@ -126,6 +129,19 @@ fn check_online(config: &Config, out: &mut impl Write, errors: &mut impl Write) 
         }
     }
     Ok(ExitCode::from(if all_answer { 0 } else { NOT_ANSWERING }))
+}
+
+/// Where a backend's replicas answer, or would.
+fn base_urls(backend: &Backend) -> Vec<String> {
+    let replicas = backend.pool().map_or(1, |pool| pool.max_replicas);
+    match backend.base_urls.as_slice() {
+        [one] if is_pattern(one) => (0..replicas).map(|replica| expand(one, replica)).collect(),
+        listed => listed.to_vec(),
+    }
+}
+
+fn is_started_by_us(backend: &Backend) -> bool {
+    matches!(&backend.kind, BackendKind::SelfHosted(own) if own.control != Control::None)
 }
 
 /// As the proxy calls: no redirects, no proxy of the environment, no key anywhere but at its backend.

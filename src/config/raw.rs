@@ -86,7 +86,7 @@ tables! {
 
     /// Who may call.
     RawAuth {
-        /// `pass_through`: the client's own key goes to the API backend and only there; `keys`: virtual keys made by `breakeven keys create`. Default: `pass_through`.
+        /// `pass_through`: the client's own key goes to the API backend, and only there. Default: `pass_through`.
         mode: At<AuthMode>,
     }
 
@@ -178,6 +178,8 @@ tables! {
         flex: At<RawPriceTier>,
         /// Prices of the priority tier. Default: as standard.
         priority: At<RawPriceTier>,
+        /// Prices of the ultrafast tier. Default: as standard.
+        ultrafast: At<RawPriceTier>,
         /// Dearer prices of calls with a long input. Default: none.
         long_context: At<RawLongContext>,
     }
@@ -208,7 +210,7 @@ tables! {
     RawBackend {
         /// `api`: paid per token; `self_hosted`: rented by the hour.
         kind: At<Kind>,
-        /// Its OpenAI-compatible base URL, `/v1` included; for a self-hosted backend a list may give one per replica, or `{replica}` and `{8000+replica}` stand for the replica's number.
+        /// Its OpenAI-compatible base URL, `/v1` included; for a self-hosted backend a list may give one per replica, or `{replica}` and `{8000+replica}` stand for the replica's number, counted from 0.
         base_url: At<OneOrMore>,
         /// Key that is sent to it. Without one, `pass_through` sends the client's own key to an API backend, and none to a self-hosted one.
         api_key: At<SecretReference>,
@@ -242,7 +244,7 @@ tables! {
         max_replicas: At<Count>,
         /// Self-hosted: who starts and stops replicas. Default: `"none"`.
         control: At<ControlChoice>,
-        /// Self-hosted: path (below the host) or URL of the server's own metrics, or `""` for none. Default: by `server`.
+        /// Self-hosted: path (below the host) or URL (`{replica}` as in `base_url`) of the server's own metrics, or `""` for none. Default: by `server`.
         metrics: At<String>,
     }
 

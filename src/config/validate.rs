@@ -73,7 +73,7 @@ impl Checker<'_> {
 
     fn config(&mut self, raw: &RawConfig, text: &str) -> Config {
         let server = self.server(raw.server.as_ref());
-        let auth = Auth { mode: auth_mode(raw) };
+        let auth = self.auth(raw);
         let unknown_price = raw
             .prices
             .as_ref()
@@ -138,6 +138,19 @@ impl Checker<'_> {
                 "leave it out for one a core",
             ),
         }
+    }
+
+    fn auth(&mut self, raw: &RawConfig) -> Auth {
+        let mode = raw.auth.as_ref().and_then(|auth| auth.value.mode.as_ref());
+        if let Some(keys) = mode.filter(|mode| mode.value == AuthMode::Keys) {
+            // Accepted without a check of keys, it would let everybody in while the owner thinks otherwise.
+            self.findings.problem(
+                &keys.place,
+                "\"keys\" is not supported by this build",
+                "write \"pass_through\", and keep `server.listen` where only your applications reach it",
+            );
+        }
+        Auth { mode: AuthMode::PassThrough }
     }
 
     fn address(&mut self, written: Option<&At<String>>, default: &str) -> SocketAddr {
@@ -342,7 +355,8 @@ impl Checker<'_> {
                     "whoever reaches {} spends the key of backend `{}`",
                     config.server.listen, backend.name
                 ),
-                "write `mode = \"keys\"` under [auth], or remove `api_key` so that clients bring their own",
+                "listen on 127.0.0.1 or in a network that you trust, or remove `api_key` so that clients bring \
+                 their own",
             );
         }
     }
@@ -442,13 +456,6 @@ impl Checker<'_> {
         }
         time(written, default)
     }
-}
-
-fn auth_mode(raw: &RawConfig) -> AuthMode {
-    raw.auth
-        .as_ref()
-        .and_then(|auth| auth.value.mode.as_ref())
-        .map_or(AuthMode::PassThrough, |mode| mode.value)
 }
 
 fn time(written: Option<&At<Time>>, default: Duration) -> Duration {

@@ -81,7 +81,9 @@ impl Policy for Adaptive {
                     }
                 }
             }
-            let best = (0..51).min_by(|a, b| l.ex[*a].loss.total_cmp(&l.ex[*b].loss)).unwrap();
+            let best = (0..51)
+                .min_by(|a, b| l.ex[*a].loss.total_cmp(&l.ex[*b].loss))
+                .expect("a range of 51 has a least");
             if l.ex[best].loss + beta < l.ex[l.pick].loss {
                 l.pick = best;
             }

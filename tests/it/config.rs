@@ -1,22 +1,20 @@
 //! The configuration as an owner meets it: what loads, what does not, and what is said then.
 
-use std::collections::BTreeSet;
+mod examples;
+mod reload;
+
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
 
 use breakeven::config::dialect::Server;
-use breakeven::config::reload::Watcher;
 use breakeven::config::{
-    self, AuthMode, BackendKind, Config, Control, ParameterRule, Problems, QuickStart, RoutePolicy,
+    self, Backend, BackendKind, Config, Control, ParameterRule, Problems, QuickStart, RoutePolicy,
 };
-use breakeven::economics::{Billing, NanoUsd};
 
 const SECRET: &str = "sk-canary-5f0c";
 
 /// The example of the public interface, to the letter, without the part that this build has not.
 const EXAMPLE: &str = include_str!("config/example.toml");
-const SHARED: &str = "\n[shared]\nredis = { env = \"REDIS_URL\" }\n";
 
 /// The least that is a configuration with two backends and a route.
 const SMALL: &str = r#"
@@ -56,6 +54,11 @@ fn small_with(old: &str, new: &str) -> String {
     SMALL.replacen(old, new, 1)
 }
 
+fn metrics_of(backend: &Backend) -> Option<&str> {
+    let BackendKind::SelfHosted(own) = &backend.kind else { return None };
+    own.metrics_url.as_deref()
+}
+
 #[track_caller]
 fn says(text: &str, expected: &[&str]) {
     let said = problems(text);
@@ -82,171 +85,8 @@ base_url = "http://127.0.0.1:{8000+replica}/v1""#;
     says(&small_with("http://127.0.0.1:8000/v1", "http://127.0.0.1:{port}/v1"), &["is not a URL"]);
 }
 
-#[test]
-fn the_example_of_the_interface_loads() {
-    let config = good(EXAMPLE);
-    let gpu = &config.backends[1];
-    let pool = gpu.pool().unwrap();
-    assert_eq!(pool.hourly, "2.99".parse::<NanoUsd>().unwrap());
-    assert_eq!((pool.billing, pool.max_replicas), (Billing::WhileRunning, 4));
-    assert_eq!((pool.startup, pool.minimum), (Duration::from_mins(5), Duration::from_mins(1)));
-    let BackendKind::SelfHosted(own) = &gpu.kind else { panic!("it is self-hosted") };
-    let words = |last: &str| vec!["./gpu".to_owned(), last.to_owned()];
-    assert_eq!(own.control, Control::Command { start: words("up"), stop: words("down") });
-    assert_eq!(config.backends[0].api_key.as_ref().unwrap().expose(), SECRET);
-    assert_eq!(config.routes[0].policy, RoutePolicy::Cheapest);
-    assert_eq!(config.routes[0].offers[1].model.as_deref(), Some("meta-llama/Llama-3.1-8B-Instruct"));
-    assert_eq!((config.policy.window, config.policy.margin), (Duration::from_mins(10), 0.10));
-    assert_eq!((config.auth.mode, config.server.listen.port()), (AuthMode::PassThrough, 4000));
-}
-
-#[test]
-fn what_this_build_has_not_is_an_error_and_not_ignored() {
-    says_only(
-        &format!("{EXAMPLE}{SHARED}"),
-        &format!(
-            "breakeven.toml:{}: shared: is not supported by this build; remove it",
-            EXAMPLE.lines().count() + 2
-        ),
-    );
-    let postgres = "[ledger]\npostgres = { url = { env = \"DATABASE_URL\" } }\n";
-    says(
-        &format!("{postgres}{SMALL}"),
-        &["breakeven.toml:2: ledger.postgres: is not supported by this build"],
-    );
-    let kubernetes = small_with("hourly_usd", "control = { kind = \"kubernetes\" }\nhourly_usd");
-    says(&kubernetes, &["backends.gpu.control: \"kubernetes\" is not supported by this build"]);
-}
-
-#[test]
-fn the_commented_example_loads_and_states_the_defaults() {
-    let text = include_str!("../../config/breakeven.toml");
-    let (commented, bare) = (good(text), good(SMALL));
-    assert_eq!(commented.server, bare.server);
-    assert_eq!(commented.limits, bare.limits);
-    assert_eq!(commented.auth, bare.auth);
-    assert_eq!(commented.ledger, bare.ledger);
-    assert_eq!(commented.policy, bare.policy);
-    assert_eq!(commented.retry, bare.retry);
-    assert_eq!(commented.metrics, bare.metrics);
-    assert_eq!(commented.log, bare.log);
-    assert_eq!(commented.unknown_price, bare.unknown_price);
-    for (commented, bare) in commented.backends.iter().zip(&bare.backends) {
-        assert_eq!(commented.timeouts, bare.timeouts, "{}", bare.name);
-        assert_eq!(commented.health, bare.health, "{}", bare.name);
-        assert_eq!(commented.circuit, bare.circuit, "{}", bare.name);
-        assert_eq!(commented.dialect, bare.dialect, "{}", bare.name);
-        assert_eq!(commented.metrics_urls(), bare.metrics_urls(), "{}", bare.name);
-    }
-    let (commented_pool, bare_pool) =
-        (commented.backends[1].pool().unwrap(), bare.backends[1].pool().unwrap());
-    assert_eq!(commented_pool.billing, bare_pool.billing);
-    assert_eq!(commented_pool.request_fee, bare_pool.request_fee);
-    assert_eq!(commented_pool.startup, bare_pool.startup);
-    assert_eq!(commented_pool.minimum, bare_pool.minimum);
-    assert_eq!(commented_pool.max_replicas, bare_pool.max_replicas);
-    assert_eq!(commented.routes[0].policy, bare.routes[0].policy);
-    assert_eq!(commented.routes[0].offers[1].features, bare.routes[0].offers[1].features);
-}
-
-#[test]
-fn the_lines_that_are_commented_out_load_as_well() {
-    let text = include_str!("../../config/breakeven.toml");
-    // A line that begins with `# key =` or `# [table]` is a setting; one that sets a key again replaces it.
-    let settings = text.lines().filter(|line| {
-        let rest = line.strip_prefix("# ").unwrap_or_default();
-        rest.starts_with('[') || rest.split_once(" = ").is_some_and(|(key, _)| !key.contains(' '))
-    });
-    let folder = tempfile::tempdir().unwrap();
-    for file in ["cert.pem", "key.pem"] {
-        fs::write(folder.path().join(file), "-----BEGIN ..").unwrap();
-    }
-    let env = |name: &str| Some(format!("value-of-{name}"));
-    for setting in settings.filter(|line| !line.contains("[prices.models") && !is_price_line(line)) {
-        let uncommented = text.replacen(setting, &setting[2..], 1);
-        let key = setting[2..].split(" = ").next().unwrap();
-        let without_the_other = drop_other_line(&uncommented, &setting[2..], key);
-        let in_folder = without_the_other.replace("\"cert.pem\"", &quoted(&folder.path().join("cert.pem")));
-        let in_folder = in_folder.replace("\"key.pem\"", &quoted(&folder.path().join("key.pem")));
-        if key == "file" {
-            continue;
-        }
-        config::parse(&in_folder, "uncommented", &env)
-            .unwrap_or_else(|problems| panic!("{setting}\n{problems}"));
-    }
-    let all_prices: String = text
-        .lines()
-        .map(|line| if is_price_line(line) || line.starts_with("# [prices") { &line[2..] } else { line })
-        .flat_map(|line| [line, "\n"])
-        .collect();
-    assert_eq!(
-        good(&all_prices).prices.cards["ft:gpt-4o-mini:acme"].standard.input.as_pico_per_token(),
-        300_000
-    );
-}
-
 fn quoted(path: &Path) -> String {
     format!("{:?}", path.display().to_string())
-}
-
-/// Lines between `# [prices.models` and the next blank line.
-fn is_price_line(line: &str) -> bool {
-    let text = include_str!("../../config/breakeven.toml");
-    let block = text.split("# [prices.models").nth(1).unwrap().split("\n\n").next().unwrap();
-    block.lines().skip(1).any(|of_block| of_block == line)
-}
-
-/// The text without the other line of the same section that sets `key`.
-fn drop_other_line(text: &str, kept: &str, key: &str) -> String {
-    let at = text.find(kept).unwrap();
-    let from = text[..at].rfind("\n[").map_or(0, |start| start + 1);
-    let to = text[at..].find("\n[").map_or(text.len(), |end| at + end);
-    let section: Vec<&str> = text[from..to]
-        .lines()
-        .filter(|line| *line == kept || !line.starts_with(&format!("{key} = ")))
-        .collect();
-    format!("{}{}{}", &text[..from], section.join("\n"), &text[to..])
-}
-
-#[test]
-fn every_key_of_the_schema_is_in_the_commented_example() {
-    let text = include_str!("../../config/breakeven.toml");
-    let words: BTreeSet<&str> =
-        text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == '-')).collect();
-    let mut keys = BTreeSet::new();
-    collect_keys(&config::schema(), &mut keys);
-    assert!(keys.len() > 90, "the schema has few keys: {keys:?}");
-    let missing: Vec<&String> = keys.iter().filter(|key| !words.contains(key.as_str())).collect();
-    assert!(missing.is_empty(), "not in config/breakeven.toml: {missing:?}");
-}
-
-fn collect_keys(schema: &serde_json::Value, keys: &mut BTreeSet<String>) {
-    match schema {
-        serde_json::Value::Object(object) => {
-            if let Some(serde_json::Value::Object(properties)) = object.get("properties") {
-                keys.extend(properties.keys().cloned());
-            }
-            object.values().for_each(|value| collect_keys(value, keys));
-        }
-        serde_json::Value::Array(values) => values.iter().for_each(|value| collect_keys(value, keys)),
-        _ => {}
-    }
-}
-
-#[test]
-fn the_schema_describes_every_key_and_has_no_null() {
-    let schema = config::schema();
-    assert!(!schema.to_string().contains("null"), "TOML has no null");
-    assert!(!schema.to_string().contains("postgres"), "what is not in this build is not promised");
-    let tables = schema["$defs"].as_object().unwrap();
-    for (table, definition) in tables {
-        for (key, property) in definition["properties"].as_object().unwrap() {
-            assert!(property["description"].is_string(), "{table}.{key} has no description");
-        }
-        assert_eq!(definition["additionalProperties"], false, "{table}");
-    }
-    let table = serde_json::to_string_pretty(&schema["$defs"]["RawThreshold"]).unwrap();
-    insta::assert_snapshot!("schema_of_one_table", table);
 }
 
 #[test]
@@ -400,10 +240,21 @@ fn replicas_may_be_listed_and_are_the_default_of_their_number() {
     let gpu = &config.backends[1];
     assert_eq!(gpu.base_urls, ["http://a:8000/v1", "http://b:8000/v1"]);
     assert_eq!(gpu.pool().unwrap().max_replicas, 2);
-    assert_eq!(gpu.metrics_urls(), ["http://a:8000/metrics", "http://b:8000/metrics"]);
-    assert_eq!(gpu.health_urls(), ["http://a:8000/health", "http://b:8000/health"]);
     let fewer = small_with("\"http://127.0.0.1:8000/v1\"", &format!("{urls}\nmax_replicas = 1"));
     says(&fewer, &["max_replicas: is less than the 2 base URLs"]);
+}
+
+#[test]
+fn replicas_may_be_numbered_by_a_pattern() {
+    let pattern = "\"http://127.0.0.1:{8000+replica}/v1\"";
+    let text = small_with("\"http://127.0.0.1:8000/v1\"", &format!("{pattern}\nmax_replicas = 3"));
+    let config = good(&text);
+    assert_eq!(config.backends[1].base_urls, ["http://127.0.0.1:{8000+replica}/v1"]);
+    assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+    let fault = "has no replicas to number here";
+    says(&small_with("\"https://api.openai.com/v1\"", pattern), &[fault]);
+    says(&small_with("\"http://127.0.0.1:8000/v1\"", &format!("[{pattern}, \"http://b/v1\"]")), &[fault]);
+    says(&small_with("8000/v1", "{x+replica}/v1"), &["is not a URL"]);
 }
 
 #[test]
@@ -429,14 +280,14 @@ fn each_server_has_its_dialect_and_the_owner_has_the_last_word() {
         |lines: &str| good(&small_with("hourly_usd", &format!("{lines}\nhourly_usd"))).backends[1].clone();
     let ollama = server("server = \"ollama\"");
     assert_eq!(ollama.health.path.as_deref(), Some("/api/version"));
-    assert_eq!(ollama.metrics_urls(), Vec::<String>::new());
+    assert_eq!(metrics_of(&ollama), None);
     assert_eq!(ollama.dialect.parameters["logit_bias"], ParameterRule::Refuse);
     assert_eq!(
         ollama.dialect.parameters["max_completion_tokens"],
         ParameterRule::Rename("max_tokens".to_owned())
     );
     let other = server("server = \"other\"");
-    assert_eq!(other.health_urls(), ["http://127.0.0.1:8000/v1/models"]);
+    assert_eq!(other.health.path.as_deref(), Some("/v1/models"));
     let own = server(
         "server = \"tgi\"\nparameters = { logit_bias = \"pass\", user = \"drop\" }\nstream_options = false",
     );
@@ -494,7 +345,7 @@ fn an_open_relay_is_warned_of() {
     let with_key =
         open.replacen("kind = \"api\"", "kind = \"api\"\napi_key = { env = \"OPENAI_API_KEY\" }", 1);
     assert!(warned(&with_key));
-    assert!(!warned(&format!("[auth]\nmode = \"keys\"\n{with_key}")));
+    assert!(!warned(&with_key.replace("0.0.0.0", "127.0.0.1")));
 }
 
 #[test]
@@ -523,59 +374,6 @@ fn a_first_run_that_lacks_something_says_what() {
         config::quick_start(&lacking, &env).unwrap_err().to_string()
     );
     assert!(config::quick_start(&QuickStart::default(), &env).is_err());
-}
-
-#[test]
-fn a_changed_file_is_noticed_by_content_and_a_bad_one_is_reported_once() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("breakeven.toml");
-    fs::write(&path, SMALL).unwrap();
-    let (mut watcher, loaded) = Watcher::start(&path);
-    let old = loaded.unwrap();
-    assert!(watcher.poll().is_none());
-    fs::write(&path, SMALL).unwrap();
-    assert!(watcher.poll().is_none(), "written anew, and the same");
-
-    fs::write(&path, format!("[server]\nlisten = \"127.0.0.1:5000\"\n{SMALL}")).unwrap();
-    let new = watcher.poll().unwrap().unwrap();
-    assert_eq!(old.restart_needed(&new), ["server.listen"]);
-    assert_ne!(old.digest, new.digest);
-
-    fs::write(&path, "nonsense").unwrap();
-    assert!(watcher.poll().unwrap().is_err());
-    assert!(watcher.poll().is_none());
-    fs::remove_file(&path).unwrap();
-    assert!(watcher.poll().unwrap().is_err());
-    fs::write(&path, SMALL).unwrap();
-    assert_eq!(watcher.poll().unwrap().unwrap().digest, old.digest);
-}
-
-#[cfg(unix)]
-#[test]
-fn a_config_map_swap_and_a_rotated_secret_are_changes() {
-    let folder = tempfile::tempdir().unwrap();
-    let at = |name: &str| folder.path().join(name);
-    let text = small_with(
-        "kind = \"api\"",
-        &format!("kind = \"api\"\napi_key = {{ file = {} }}", quoted(&at("key"))),
-    );
-    for (version, text) in [("v1", text.clone()), ("v2", text.replace("2.50", "3.50"))] {
-        fs::create_dir(at(version)).unwrap();
-        fs::write(at(version).join("breakeven.toml"), text).unwrap();
-    }
-    fs::write(at("key"), "first").unwrap();
-    std::os::unix::fs::symlink("v1", at("data")).unwrap();
-    let (mut watcher, loaded) = Watcher::start(&at("data").join("breakeven.toml"));
-    assert_eq!(loaded.unwrap().backends[1].hourly(), "2.5".parse().unwrap());
-
-    std::os::unix::fs::symlink("v2", at("next")).unwrap();
-    fs::rename(at("next"), at("data")).unwrap();
-    assert_eq!(watcher.poll().unwrap().unwrap().backends[1].hourly(), "3.5".parse().unwrap());
-
-    fs::write(at("key"), "second").unwrap();
-    let rotated = watcher.poll().unwrap().unwrap();
-    assert_eq!(rotated.backends[0].api_key.as_ref().unwrap().expose(), "second");
-    assert!(watcher.poll().is_none());
 }
 
 mod properties {

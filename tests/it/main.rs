@@ -1,6 +1,7 @@
 //! Integration tests: real servers on real sockets.
 
 mod accounting;
+mod check;
 mod config;
 mod demo;
 mod durability;
@@ -10,4 +11,5 @@ mod ledger;
 mod metrics;
 mod proxy;
 mod support;
+mod tidy;
 mod upstream_pool;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::super::pattern::{expand, is_pattern};
 use super::super::raw::{
     BandTable, ControlChoice, ControlKind, Kind, ParameterTreatment, ParameterWord, RawBackend, RawCircuit,
     RawControl, RawHealth, RawTimeouts,
@@ -10,7 +11,7 @@ use super::super::read::{At, Named};
 use super::super::scalar::{HeaderValue, OneOrMore, Usd};
 use super::super::{
     Backend, BackendKind, Circuit, Control, Dialect, Health, ParameterRule, Place, Secret, SelfHosted,
-    Timeouts, defaults, dialect, pattern,
+    Timeouts, defaults, dialect,
 };
 use super::{Checker, place_of, time};
 use crate::economics::{Billing, Capacity, NanoUsd, PoolSpec};
@@ -101,6 +102,10 @@ impl Checker<'_> {
         let mut urls: Vec<String> = Vec::new();
         for one in written {
             let Some(url) = self.base_url(one) else { continue };
+            if is_pattern(&url) && (is_api || written.len() > 1) {
+                let remedy = "write it as the only base URL of a self-hosted backend, or list the replicas";
+                self.findings.problem(&one.place, "`{replica}` has no replicas to number here", remedy);
+            }
             if urls.contains(&url) {
                 self.findings.problem(&one.place, format!("`{url}` is listed twice"), "remove one of them");
             } else {
@@ -116,7 +121,7 @@ impl Checker<'_> {
     /// A base URL without its trailing slash; a pattern stays one.
     fn base_url(&mut self, written: &At<String>) -> Option<String> {
         let url = written.value.trim_end_matches('/');
-        let first = pattern::expand(url, 0);
+        let first = expand(url, 0);
         match url_fault(&first, false) {
             None => {
                 if first.parse::<http::Uri>().is_ok_and(|uri| uri.path() == "/") {
@@ -486,7 +491,7 @@ impl Checker<'_> {
             return None;
         }
         if !is_path(&written.value)
-            && let Some(fault) = url_fault(&written.value, true)
+            && let Some(fault) = url_fault(&expand(&written.value, 0), true)
         {
             self.findings.problem(&written.place, fault, "write a path as `/metrics`, a URL, or `\"\"`");
         }
@@ -509,7 +514,7 @@ fn health_path(software: dialect::Server, base_urls: &[String]) -> Option<String
     if let Some(path) = software.health_path() {
         return Some(path.to_owned());
     }
-    let base: http::Uri = pattern::expand(base_urls.first()?, 0).parse().ok()?;
+    let base: http::Uri = expand(base_urls.first()?, 0).parse().ok()?;
     Some(format!("{}/models", base.path().trim_end_matches('/')))
 }
 

@@ -83,7 +83,7 @@ impl Checker<'_> {
             batch: tier(&raw.batch),
             flex: tier(&raw.flex),
             priority: tier(&raw.priority),
-            ultrafast: None,
+            ultrafast: tier(&raw.ultrafast),
             long_context: raw.long_context.as_ref().and_then(|at| self.long_context(at, &standard)),
         })
     }

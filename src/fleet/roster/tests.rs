@@ -1,3 +1,5 @@
+//! The roster at work, on a clock that tests move.
+
 use proptest::prelude::*;
 
 use super::*;

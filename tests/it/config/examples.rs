@@ -1,0 +1,192 @@
+//! The examples and the schema that owners begin with are true.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::time::Duration;
+
+use breakeven::config::{self, AuthMode, BackendKind, Control, RoutePolicy};
+use breakeven::economics::{Billing, NanoUsd};
+
+use super::{EXAMPLE, SECRET, SMALL, good, metrics_of, quoted, says, says_only, small_with};
+
+const SHARED: &str = "\n[shared]\nredis = { env = \"REDIS_URL\" }\n";
+const COMMENTED: &str = include_str!("../../../config/breakeven.toml");
+const PRICES: &str = include_str!("../../../config/prices.toml");
+const MANUAL: &str = include_str!("../../../docs/configuration.md");
+
+#[test]
+fn the_example_of_the_interface_loads() {
+    let config = good(EXAMPLE);
+    let gpu = &config.backends[1];
+    let pool = gpu.pool().unwrap();
+    assert_eq!(pool.hourly, "2.99".parse::<NanoUsd>().unwrap());
+    assert_eq!((pool.billing, pool.max_replicas), (Billing::WhileRunning, 4));
+    assert_eq!((pool.startup, pool.minimum), (Duration::from_mins(5), Duration::from_mins(1)));
+    let BackendKind::SelfHosted(own) = &gpu.kind else { panic!("it is self-hosted") };
+    let words = |last: &str| vec!["./gpu".to_owned(), last.to_owned()];
+    assert_eq!(own.control, Control::Command { start: words("up"), stop: words("down") });
+    assert_eq!(config.backends[0].api_key.as_ref().unwrap().expose(), SECRET);
+    assert_eq!(config.routes[0].policy, RoutePolicy::Cheapest);
+    assert_eq!(config.routes[0].offers[1].model.as_deref(), Some("meta-llama/Llama-3.1-8B-Instruct"));
+    assert_eq!((config.policy.window, config.policy.margin), (Duration::from_mins(10), 0.10));
+    assert_eq!((config.auth.mode, config.server.listen.port()), (AuthMode::PassThrough, 4000));
+}
+
+#[test]
+fn what_this_build_has_not_is_an_error_and_not_ignored() {
+    says_only(
+        &format!("{EXAMPLE}{SHARED}"),
+        &format!(
+            "breakeven.toml:{}: shared: is not supported by this build; remove it",
+            EXAMPLE.lines().count() + 2
+        ),
+    );
+    let postgres = "[ledger]\npostgres = { url = { env = \"DATABASE_URL\" } }\n";
+    says(
+        &format!("{postgres}{SMALL}"),
+        &["breakeven.toml:2: ledger.postgres: is not supported by this build"],
+    );
+    let keys = format!("[auth]\nmode = \"keys\"\n{SMALL}");
+    says(&keys, &["breakeven.toml:2: auth.mode: \"keys\" is not supported by this build"]);
+    let kubernetes = small_with("hourly_usd", "control = { kind = \"kubernetes\" }\nhourly_usd");
+    says(&kubernetes, &["backends.gpu.control: \"kubernetes\" is not supported by this build"]);
+}
+
+#[test]
+fn the_commented_example_loads_and_states_the_defaults() {
+    let text = COMMENTED;
+    let (commented, bare) = (good(text), good(SMALL));
+    assert_eq!(commented.server, bare.server);
+    assert_eq!(commented.limits, bare.limits);
+    assert_eq!(commented.auth, bare.auth);
+    assert_eq!(commented.ledger, bare.ledger);
+    assert_eq!(commented.policy, bare.policy);
+    assert_eq!(commented.retry, bare.retry);
+    assert_eq!(commented.metrics, bare.metrics);
+    assert_eq!(commented.log, bare.log);
+    assert_eq!(commented.unknown_price, bare.unknown_price);
+    for (commented, bare) in commented.backends.iter().zip(&bare.backends) {
+        assert_eq!(commented.timeouts, bare.timeouts, "{}", bare.name);
+        assert_eq!(commented.health, bare.health, "{}", bare.name);
+        assert_eq!(commented.circuit, bare.circuit, "{}", bare.name);
+        assert_eq!(commented.dialect, bare.dialect, "{}", bare.name);
+        assert_eq!(metrics_of(commented), metrics_of(bare), "{}", bare.name);
+    }
+    let (commented_pool, bare_pool) =
+        (commented.backends[1].pool().unwrap(), bare.backends[1].pool().unwrap());
+    assert_eq!(commented_pool.billing, bare_pool.billing);
+    assert_eq!(commented_pool.request_fee, bare_pool.request_fee);
+    assert_eq!(commented_pool.startup, bare_pool.startup);
+    assert_eq!(commented_pool.minimum, bare_pool.minimum);
+    assert_eq!(commented_pool.max_replicas, bare_pool.max_replicas);
+    assert_eq!(commented.routes[0].policy, bare.routes[0].policy);
+    assert_eq!(commented.routes[0].offers[1].features, bare.routes[0].offers[1].features);
+}
+
+#[test]
+fn the_lines_that_are_commented_out_load_as_well() {
+    let text = COMMENTED;
+    // A line that begins with `# key =` or `# [table]` is a setting; one that sets a key again replaces it.
+    let settings = text.lines().filter(|line| {
+        let rest = line.strip_prefix("# ").unwrap_or_default();
+        rest.starts_with('[') || rest.split_once(" = ").is_some_and(|(key, _)| !key.contains(' '))
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let files = [("cert.pem", "-----BEGIN .."), ("key.pem", "-----BEGIN .."), ("prices.toml", PRICES)];
+    for (file, text) in files {
+        fs::write(folder.path().join(file), text).unwrap();
+    }
+    let env = |name: &str| Some(format!("value-of-{name}"));
+    for setting in settings.filter(|line| !line.contains("[prices.models") && !is_price_line(line)) {
+        let uncommented = text.replacen(setting, &setting[2..], 1);
+        let key = setting[2..].split(" = ").next().unwrap();
+        let without_the_other = drop_other_line(&uncommented, &setting[2..], key);
+        let in_folder = files.iter().fold(without_the_other, |text, (file, _)| {
+            text.replace(&format!("\"{file}\""), &quoted(&folder.path().join(file)))
+        });
+        config::parse(&in_folder, "uncommented", &env)
+            .unwrap_or_else(|problems| panic!("{setting}\n{problems}"));
+    }
+    let all_prices: String = text
+        .lines()
+        .map(|line| if is_price_line(line) || line.starts_with("# [prices") { &line[2..] } else { line })
+        .flat_map(|line| [line, "\n"])
+        .collect();
+    assert_eq!(
+        good(&all_prices).prices.cards["ft:gpt-4o-mini:acme"].standard.input.as_pico_per_token(),
+        300_000
+    );
+}
+
+/// Lines between `# [prices.models` and the next blank line.
+fn is_price_line(line: &str) -> bool {
+    let text = COMMENTED;
+    let block = text.split("# [prices.models").nth(1).unwrap().split("\n\n").next().unwrap();
+    block.lines().skip(1).any(|of_block| of_block == line)
+}
+
+/// The text without the other line of the same section that sets `key`.
+fn drop_other_line(text: &str, kept: &str, key: &str) -> String {
+    let at = text.find(kept).unwrap();
+    let from = text[..at].rfind("\n[").map_or(0, |start| start + 1);
+    let to = text[at..].find("\n[").map_or(text.len(), |end| at + end);
+    let section: Vec<&str> = text[from..to]
+        .lines()
+        .filter(|line| *line == kept || !line.starts_with(&format!("{key} = ")))
+        .collect();
+    format!("{}{}{}", &text[..from], section.join("\n"), &text[to..])
+}
+
+#[test]
+fn every_example_of_the_manual_loads() {
+    let examples: Vec<&str> =
+        MANUAL.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    assert!(examples.len() >= 5, "{}", examples.len());
+    for example in examples {
+        let whole =
+            if example.contains("[backends.") { example.to_owned() } else { format!("{SMALL}{example}") };
+        let config = good(&whole);
+        assert!(config.warnings.is_empty(), "{example}\n{:?}", config.warnings);
+    }
+}
+
+#[test]
+fn every_key_of_the_schema_is_in_the_commented_example() {
+    let text = COMMENTED;
+    let words: BTreeSet<&str> =
+        text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == '-')).collect();
+    let mut keys = BTreeSet::new();
+    collect_keys(&config::schema(), &mut keys);
+    assert!(keys.len() > 90, "the schema has few keys: {keys:?}");
+    let missing: Vec<&String> = keys.iter().filter(|key| !words.contains(key.as_str())).collect();
+    assert!(missing.is_empty(), "not in config/breakeven.toml: {missing:?}");
+}
+
+fn collect_keys(schema: &serde_json::Value, keys: &mut BTreeSet<String>) {
+    match schema {
+        serde_json::Value::Object(object) => {
+            if let Some(serde_json::Value::Object(properties)) = object.get("properties") {
+                keys.extend(properties.keys().cloned());
+            }
+            object.values().for_each(|value| collect_keys(value, keys));
+        }
+        serde_json::Value::Array(values) => values.iter().for_each(|value| collect_keys(value, keys)),
+        _ => {}
+    }
+}
+
+#[test]
+fn the_schema_describes_every_key_and_has_no_null() {
+    let schema = config::schema();
+    assert!(!schema.to_string().contains("null"), "TOML has no null");
+    assert!(!schema.to_string().contains("postgres"), "what is not in this build is not promised");
+    let tables = schema["$defs"].as_object().unwrap();
+    for (table, definition) in tables {
+        for (key, property) in definition["properties"].as_object().unwrap() {
+            assert!(property["description"].is_string(), "{table}.{key} has no description");
+        }
+        assert_eq!(definition["additionalProperties"], false, "{table}");
+    }
+    let table = serde_json::to_string_pretty(&schema["$defs"]["RawThreshold"]).unwrap();
+    insta::assert_snapshot!("schema_of_one_table", table);
+}
