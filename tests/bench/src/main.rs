@@ -5,6 +5,7 @@
 //! than any proxy under test.
 
 mod http;
+mod instructions;
 mod load;
 mod mock;
 mod passthrough;
@@ -32,6 +33,8 @@ enum Command {
     Rounds(rounds::Arguments),
     /// Print the table of results measured earlier.
     Table(rounds::TableArguments),
+    /// Count the proxy's instructions per call under valgrind, and compare with what is recorded.
+    Instructions(instructions::Arguments),
     /// Be an OpenAI-compatible upstream.
     Mock(mock::Arguments),
     /// Load one server and print what it did as JSON.
@@ -44,6 +47,7 @@ fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
         Command::Rounds(arguments) => rounds::run(&arguments),
         Command::Table(arguments) => rounds::print_table(&arguments),
+        Command::Instructions(arguments) => instructions::run(&arguments),
         Command::Mock(arguments) => mock::run(&arguments),
         Command::Load(arguments) => load::run(&arguments),
         Command::Passthrough(arguments) => passthrough::run(&arguments),

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use self::case::{CASES, Case};
 use self::target::{Running, Target};
+pub use self::target::{end, free_address, wait_until};
 use crate::load::Report;
 use crate::process;
 
@@ -175,22 +176,24 @@ fn pin(core: usize) -> anyhow::Result<()> {
     sched_setaffinity(None, &cores).with_context(|| format!("this machine has no core {core}"))
 }
 
-struct Mock {
+/// The mock upstream as a process of its own; it ends with this value.
+pub struct Mock {
     process: Child,
-    address: SocketAddr,
+    pub address: SocketAddr,
 }
 
 impl Mock {
-    fn start() -> anyhow::Result<Self> {
-        let address = target::free_address()?;
+    pub fn start() -> anyhow::Result<Self> {
+        let address = free_address()?;
         let process =
             Command::new(std::env::current_exe()?).arg("mock").arg(format!("--listen={address}")).spawn()?;
         let mock = Self { process, address };
-        target::wait_until(|| mock.behave("delay_us=0").is_ok()).context("the mock does not answer")?;
+        wait_until(|| mock.behave("delay_us=0").is_ok()).context("the mock does not answer")?;
         Ok(mock)
     }
 
-    fn behave(&self, query: &str) -> anyhow::Result<()> {
+    /// Tells it how to behave from now on.
+    pub fn behave(&self, query: &str) -> anyhow::Result<()> {
         let status = target::request(self.address, &format!("/__control?{query}"), "{}")?;
         anyhow::ensure!(status == 200, "the mock answered {status}");
         Ok(())
@@ -199,6 +202,6 @@ impl Mock {
 
 impl Drop for Mock {
     fn drop(&mut self) {
-        target::end(&mut self.process);
+        end(&mut self.process);
     }
 }
