@@ -202,7 +202,7 @@ impl Proxy {
         self.fleets.send_replace(true);
         self.admin.stop();
         while self.tasks.join_next().await.is_some() {}
-        Planner::new(self.gateway.clone()).close(self.gateway.now());
+        Planner::book_rest(&self.gateway);
         if !self.gateway.ledger.flush().await {
             warn!("the ledger has not imported everything; the next start will, from its journal");
         }

@@ -523,6 +523,9 @@ impl Exchange {
         if let Some(pool) = self.route.as_ref().and_then(|route| route.pool.as_ref()) {
             pool.attribute(bill.rent_share, bill.work);
             pool.series.busy(bill.work);
+            if let Some(first) = self.first_token {
+                pool.first_token(first);
+            }
             if bill::is_paid_per_use(pool) {
                 served.backend.series.spend(SpendKind::Capacity, bill.rent_share);
             }
