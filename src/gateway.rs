@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use arc_swap::ArcSwap;
 
-pub use pool::{BandView, Pin, Pool, PoolView};
+pub use pool::{BandView, FIRST_TOKEN_OBJECTIVE, FirstTokens, LearntView, Pin, Pool, PoolView};
 pub use retries::RetryBudget;
 pub use route::{Choice, Refusal, choose};
 

@@ -32,6 +32,11 @@ impl Tally {
         Self { slot: slot.max(Duration::from_millis(1)), slots: Vec::new() }
     }
 
+    /// Length of a slot.
+    pub fn slot(&self) -> Duration {
+        self.slot
+    }
+
     /// Adds what arrived so long after the start of the trace.
     pub fn add(&mut self, arrival: Duration, seen: Slot) -> Result<(), TraceError> {
         let index = usize::try_from(arrival.as_millis() / self.slot.as_millis()).unwrap_or(usize::MAX);

@@ -100,6 +100,7 @@ fn pool_status(pool: &Pool) -> Value {
             "controlled": pool.is_controlled,
         },
         "kappa": view.kappa,
+        "capacity": view.learnt,
         "rent_usd_per_hour": rent.to_usd_f64(),
         "startup_seconds": pool.backend.fleet.learned_startup().as_secs(),
     })

@@ -204,6 +204,7 @@ impl Proxy {
         self.fleets.stop().await;
         self.admin.stop();
         while self.tasks.join_next().await.is_some() {}
+        Planner::book_rest(&self.gateway);
         if !self.gateway.ledger.flush().await {
             warn!("the ledger has not imported everything; the next start will, from its journal");
         }
@@ -284,9 +285,13 @@ impl Fleets {
     }
 }
 
-/// Looks after a backend's replicas, and books the rent that falls due after the planner has let go of them.
+/// Looks after a backend's replicas. When a reload took the backend, books the rent that fell due since; at
+/// the end of the program [`Planner::book_rest`] does that for all.
 async fn look_after(gateway: Arc<Gateway>, backend: Arc<Backend>, stop: watch::Receiver<bool>) {
     backend.fleet.clone().run(stop).await;
+    if gateway.state().backends.iter().any(|other| Arc::ptr_eq(other, &backend)) {
+        return;
+    }
     let delta = backend.fleet.accrue(gateway.now());
     if delta.rent != NanoUsd::ZERO {
         backend.series.spend(SpendKind::Capacity, delta.rent);

@@ -37,6 +37,11 @@ impl Default for LearntCapacity {
 }
 
 impl LearntCapacity {
+    /// Goes on from a speed that was learnt before, and held the objective then.
+    pub fn resumed(speed: f64) -> Self {
+        Self { speed, held: None }
+    }
+
     /// Observations that are not a speed (no time passed, nothing finished) teach nothing.
     pub fn see(&mut self, seen: FullSpeed) {
         if !seen.speed.is_finite() || seen.speed <= 0.0 {

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use serde::Serialize;
@@ -47,6 +48,10 @@ pub struct Pool {
     price: AtomicI64,
     /// Demand of the current slot and of the one before, by the parity of the slot's number.
     demand: [Demand; 2],
+    /// The slot that the planner will ask for next.
+    open_slot: AtomicU64,
+    first_tokens: AtomicU64,
+    late_first_tokens: AtomicU64,
     /// Rent attributed to calls, and work done, since the last rent entry.
     attributed: AtomicI64,
     busy: AtomicU64,
@@ -74,8 +79,30 @@ pub struct PoolView {
     pub mix_usd_per_hour: Option<f64>,
     pub kappa: Option<f64>,
     pub sentence: String,
+    /// Replicas ordered.
     pub wanted: u32,
+    pub learnt: Option<LearntView>,
 }
+
+/// What the replicas turned out to sustain.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct LearntView {
+    /// Relative to the configured capacity.
+    pub speed: f64,
+    pub input_tokens_per_second: u64,
+    pub output_tokens_per_second: u64,
+}
+
+/// First tokens of streams that the pool's replicas served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct FirstTokens {
+    pub count: u64,
+    /// Of these, later than [`FIRST_TOKEN_OBJECTIVE`].
+    pub late: u64,
+}
+
+/// Replicas are as fast as they are while 99 of 100 first tokens come within this time.
+pub const FIRST_TOKEN_OBJECTIVE: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct BandView {
@@ -117,6 +144,9 @@ impl Pool {
             pin: AtomicU8::new(0),
             price: AtomicI64::new(0),
             demand: Default::default(),
+            open_slot: AtomicU64::new(0),
+            first_tokens: AtomicU64::new(0),
+            late_first_tokens: AtomicU64::new(0),
             attributed: AtomicI64::new(0),
             busy: AtomicU64::new(0),
             prices: Mutex::default(),
@@ -143,9 +173,10 @@ impl Pool {
         Timestamp::from_millis(slot * self.slot_millis)
     }
 
-    /// Adds a call to the demand of the slot in which it closed.
+    /// Adds a call to the demand of the slot in which it closed, or of the open one if that is over already.
     pub fn record(&self, closed_at: Timestamp, seen: &Slot) {
-        let demand = &self.demand[usize::from(self.slot_of(closed_at) % 2 == 1)];
+        let slot = self.slot_of(closed_at).max(self.open_slot.load(Ordering::Relaxed));
+        let demand = &self.demand[usize::from(slot % 2 == 1)];
         demand.api_cost.fetch_add(seen.api_cost.as_nanos(), Ordering::Relaxed);
         demand.work.fetch_add(seen.work.0, Ordering::Relaxed);
         demand.requests.fetch_add(seen.requests, Ordering::Relaxed);
@@ -155,6 +186,27 @@ impl Pool {
                 worth: seen.api_cost.saturating_sub_at_zero(self.spec.request_fee),
                 work: seen.work,
             });
+        }
+    }
+
+    /// Opens a slot: what is recorded from now on is not of an earlier one.
+    pub fn open(&self, slot: u64) {
+        self.open_slot.store(slot, Ordering::Relaxed);
+    }
+
+    /// Counts how long a stream's first token took.
+    pub fn first_token(&self, after: Duration) {
+        self.first_tokens.fetch_add(1, Ordering::Relaxed);
+        if after > FIRST_TOKEN_OBJECTIVE {
+            self.late_first_tokens.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Takes what was counted since it was last asked.
+    pub fn take_first_tokens(&self) -> FirstTokens {
+        FirstTokens {
+            count: self.first_tokens.swap(0, Ordering::Relaxed),
+            late: self.late_first_tokens.swap(0, Ordering::Relaxed),
         }
     }
 
@@ -179,6 +231,11 @@ impl Pool {
     pub fn take_attributed(&self) -> (NanoUsd, Work) {
         let attributed = NanoUsd::from_nanos(self.attributed.swap(0, Ordering::Relaxed));
         (attributed, Work(self.busy.swap(0, Ordering::Relaxed)))
+    }
+
+    /// Whether [`Self::take_attributed`] would take anything.
+    pub fn has_attributed(&self) -> bool {
+        self.attributed.load(Ordering::Relaxed) != 0 || self.busy.load(Ordering::Relaxed) != 0
     }
 
     /// Rent of a call's work: its share of a replica's time at the hourly price, rounded down.

@@ -24,6 +24,7 @@ pub struct Volume {
     pub at: Timestamp,
     pub route: String,
     pub backend: String,
+    /// Calls that took any tokens.
     pub requests: u64,
     pub usage: Usage,
     /// What the calls would have cost on the API; calls without an API offer count nothing.
@@ -31,10 +32,12 @@ pub struct Volume {
     pub work: Work,
 }
 
-/// A call as the simulator wants it: when it came, and what it is worth.
+/// A call as the simulator wants it: when it came and ended, and what it is worth.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TraceRow {
     pub opened_at: Timestamp,
+    /// The planner counts a call in the slot in which it closed, when it is known what it took.
+    pub closed_at: Timestamp,
     pub route: String,
     pub usage: Usage,
     pub api_cost: Option<NanoUsd>,
@@ -42,7 +45,7 @@ pub struct TraceRow {
 }
 
 const VOLUME: &str =
-    "SELECT closed_at / 1000, route, backend, count(*), sum(coalesce(api_cost, 0)), sum(work),
+    "SELECT closed_at / 1000, route, backend, sum(input_tokens + output_tokens > 0), sum(coalesce(api_cost, 0)), sum(work),
     sum(input_tokens), sum(cached_input_tokens), sum(cache_write_tokens), sum(audio_input_tokens),
     sum(image_input_tokens), sum(output_tokens), sum(reasoning_tokens), sum(audio_output_tokens),
     sum(image_output_tokens)
@@ -74,11 +77,12 @@ pub fn trace(
     let sql =
         "SELECT opened_at, route, api_cost, work, input_tokens, cached_input_tokens, cache_write_tokens,
                audio_input_tokens, image_input_tokens, output_tokens, reasoning_tokens, audio_output_tokens,
-               image_output_tokens FROM calls JOIN labels ON labels.id = label
+               image_output_tokens, closed_at FROM calls JOIN labels ON labels.id = label
                WHERE closed_at >= ?1 AND opened_at >= ?1 AND opened_at < ?2 ORDER BY opened_at";
     let read = |row: &SqlRow<'_>| {
         Ok(TraceRow {
             opened_at: time(row, 0)?,
+            closed_at: time(row, 13)?,
             route: row.get(1)?,
             api_cost: row.get::<_, Option<i64>>(2)?.map(NanoUsd::from_nanos),
             work: Work(count(row, 3)?),

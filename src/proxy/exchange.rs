@@ -258,9 +258,12 @@ impl Exchange {
         served.is_ended = true;
         served.backend.series.attempt_ended(result);
         let Some(place) = served.place.take() else { return };
+        // One client's rate limit says nothing about another's.
+        let is_clients_own = served.backend.passes_credentials() && served.backend.credential().is_none();
         let change = match result {
             AttemptResult::Ok | AttemptResult::Http4xx => place.circuit().succeeded(),
             AttemptResult::Cancelled => None,
+            AttemptResult::Http429 if is_clients_own => None,
             _ => place.circuit().failed(now, retry_after),
         };
         if let Some(state) = change {
@@ -523,6 +526,9 @@ impl Exchange {
         if let Some(pool) = self.route.as_ref().and_then(|route| route.pool.as_ref()) {
             pool.attribute(bill.rent_share, bill.work);
             pool.series.busy(bill.work);
+            if let Some(first) = self.first_token {
+                pool.first_token(first);
+            }
             if bill::is_paid_per_use(pool) {
                 served.backend.series.spend(SpendKind::Capacity, bill.rent_share);
             }

@@ -177,7 +177,9 @@ async fn attempt(
         Err(_) => return Err(Failed::timed_out(backend.name())),
     };
     answer.strip_usage = injects;
-    backend.throttle.observe(exchange.gateway().now(), &answer.head.headers);
+    if !backend.passes_credentials() || backend.credential().is_some() {
+        backend.throttle.observe(exchange.gateway().now(), &answer.head.headers);
+    }
     judge(answer, &backend, injects)
 }
 

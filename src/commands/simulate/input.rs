@@ -1,14 +1,16 @@
 //! Where a simulation's traffic comes from: trace files, or the ledger.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 
+use crate::economics::time::millis;
 use crate::economics::{NanoUsd, Slot, Timestamp};
 use crate::ledger::query;
-use crate::simulator::trace::TraceError;
+use crate::planner;
 use crate::simulator::{Tally, priced, trace};
 
 use super::super::economy::Economy;
@@ -78,40 +80,63 @@ fn read_file(path: &Path, economy: &Economy, tally: &mut Tally) -> anyhow::Resul
 
 const END_OF_TIME: Timestamp = Timestamp::from_millis(i64::MAX.unsigned_abs());
 
-/// Start of the slot of the first call that belongs to the pool's traffic.
+/// Start of the slot in which the first call of the pool's traffic closed.
 fn ledger_start(path: &Path, economy: &Economy, slot: Duration) -> anyhow::Result<Timestamp> {
-    let mut first = None;
+    let mut first: Option<u64> = None;
     query::trace(path, Timestamp::ZERO, END_OF_TIME, |row| {
-        if first.is_none() && belongs(&row, economy) {
-            first = Some(row.opened_at.as_millis());
+        if belongs(&row, economy) {
+            let closed_at = row.closed_at.as_millis();
+            first = Some(first.map_or(closed_at, |first| first.min(closed_at)));
         }
     })?;
     let Some(first) = first else { bail!("the ledger `{}` has no calls to replay", path.display()) };
-    let slot = u64::try_from(slot.as_millis()).unwrap_or(u64::MAX).max(1);
+    let slot = millis(slot).max(1);
     Ok(Timestamp::from_millis(first - first % slot))
 }
 
 /// A call that the pool could have taken: of the chosen route, or of any with both sides when none was chosen.
 fn belongs(row: &query::TraceRow, economy: &Economy) -> bool {
-    match &economy.route {
+    let has_sides = match &economy.route {
         Some(route) => row.route == *route,
         None => row.api_cost.is_some() && row.work.0 > 0,
-    }
+    };
+    has_sides && row.usage.total_tokens() > 0
 }
 
+/// What the planner saw: the calls of a slot are those that closed in it, with their own prices and work (whatever
+/// flags say of other traffic), at the speed of the replicas that was known then.
 fn read_ledger(path: &Path, economy: &Economy, start: Timestamp, tally: &mut Tally) -> anyhow::Result<()> {
-    let mut failed: Option<TraceError> = None;
-    query::trace(path, start, END_OF_TIME, |row| {
-        if belongs(&row, economy) && failed.is_none() {
-            // What the planner saw: the row's own price and work, whatever flags say of other traffic.
-            let slot = Slot {
+    let slot = millis(tally.slot()).max(1);
+    let mut slots: BTreeMap<u64, Slot> = BTreeMap::new();
+    query::trace(path, Timestamp::ZERO, END_OF_TIME, |row| {
+        if belongs(&row, economy) {
+            *slots.entry(row.closed_at.as_millis() / slot).or_default() += Slot {
                 api_cost: row.api_cost.unwrap_or(NanoUsd::ZERO),
                 work: row.work,
                 requests: 1,
                 tokens: row.usage.total_tokens(),
             };
-            failed = tally.add(row.opened_at.since(start), slot).err();
         }
     })?;
-    failed.map_or(Ok(()), |error| Err(error.into()))
+    let speeds = Speeds::read(path, &economy.pool_name)?;
+    for (number, seen) in slots {
+        let at = Timestamp::from_millis(number * slot);
+        tally.add(at.since(start), planner::at_speed(seen, speeds.at(at)))?;
+    }
+    Ok(())
+}
+
+/// How fast the replicas turned out to be, from when on.
+struct Speeds(Vec<(Timestamp, f64)>);
+
+impl Speeds {
+    fn read(path: &Path, pool: &str) -> anyhow::Result<Self> {
+        let events = query::events(path, Timestamp::ZERO)?;
+        let of_pool = events.iter().filter(|event| event.subject == pool);
+        Ok(Self(of_pool.filter_map(|event| Some((event.at, planner::speed_in(event)?))).collect()))
+    }
+
+    fn at(&self, instant: Timestamp) -> f64 {
+        self.0.iter().rev().find(|(from, _)| *from <= instant).map_or(1.0, |(_, speed)| *speed)
+    }
 }
