@@ -55,8 +55,11 @@ fn request(length: usize) -> Bytes {
             format!(r#"{{"role":"user","content":"{text}"}}"#)
         })
         .collect();
-    format!(r#"{{"messages":[{}],"model":"gpt-4o-mini","max_tokens":256,"temperature":0.7}}"#, messages.join(","))
-        .into()
+    format!(
+        r#"{{"messages":[{}],"model":"gpt-4o-mini","max_tokens":256,"temperature":0.7}}"#,
+        messages.join(",")
+    )
+    .into()
 }
 
 fn answer() -> Bytes {
@@ -89,8 +92,14 @@ impl Bench {
         let presence = self.gateway.enter(usize::MAX).expect("nothing is in flight");
         let state = self.gateway.state();
         let endpoint = Endpoint::ChatCompletions;
-        let mut exchange =
-            Exchange::open(self.gateway.clone(), state, endpoint, Caller::default(), Stopwatch::start(), presence);
+        let mut exchange = Exchange::open(
+            self.gateway.clone(),
+            state,
+            endpoint,
+            Caller::default(),
+            Stopwatch::start(),
+            presence,
+        );
         let choice = choose(exchange.state(), &self.route, &self.call, None, 0.5, self.gateway.now());
         let choice = choice.expect("an offer can serve it");
         exchange.set_call(self.call.clone(), &self.body, Some(self.route.clone()), choice.reason);
