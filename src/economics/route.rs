@@ -69,6 +69,7 @@ mod tests {
         CallValue { worth: NanoUsd::from_nanos(worth), work: Work::from_replica_seconds(1) }
     }
 
+    #[expect(clippy::unnecessary_wraps, reason = "it is what `route` takes")]
     fn sticky(at: Preference, worth: i64) -> Option<Stickiness> {
         Some(Stickiness { at, cache_worth: NanoUsd::from_nanos(worth) })
     }
