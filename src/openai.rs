@@ -12,6 +12,7 @@ pub mod query;
 pub mod rewrite;
 pub mod sse;
 pub mod stream;
+pub mod text;
 pub mod tokenizer;
 
 pub mod usage;

@@ -13,7 +13,8 @@ const THREADS: usize = 2;
 /// Jobs that may wait; beyond, the caller estimates instead.
 const MAX_WAITING: usize = 1024;
 
-type Job = Box<dyn FnOnce() + Send>;
+/// Told whether to count or, when there is no room, to estimate.
+type Job = Box<dyn FnOnce(bool) + Send>;
 
 /// A small pool of threads, started with the first job.
 #[derive(Debug, Default)]
@@ -50,6 +51,6 @@ fn work(receiver: &Mutex<Receiver<Job>>) {
     loop {
         let job = receiver.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(job) = job else { return };
-        job();
+        job(true);
     }
 }

@@ -3,10 +3,9 @@
 use http::{HeaderMap, HeaderValue, Response, header};
 
 use super::body::{Body, Metered};
-use super::exchange::{Exchange, Settling};
+use super::exchange::Exchange;
 use super::headers;
 use super::reader::Reader;
-use crate::economics::NanoUsd;
 use crate::ledger::Outcome;
 use crate::openai::usage::{self, Reported};
 use crate::openai::{BodyReader, StreamReader};
@@ -37,14 +36,12 @@ pub async fn respond(exchange: Exchange, answer: Answer) -> Response<Body> {
         _ => None,
     };
     annotate(&mut head.headers, &exchange);
-    let (settling, cost): (Settling, Option<NanoUsd>) =
-        exchange.settle_unary(outcome, reported.as_ref(), &read);
-    if let Some(cost) = cost
+    let settling = exchange.settle_unary(outcome, reported.as_ref(), &read);
+    if let Some(cost) = settling.wait().await
         && let Ok(value) = HeaderValue::from_str(&cost.to_string())
     {
         head.headers.insert(headers::COST, value);
     }
-    settling.wait().await;
     head.headers.remove(header::CONTENT_LENGTH);
     Response::from_parts(head, Body::full(read))
 }

@@ -135,7 +135,7 @@ fn book(exchange: &Exchange, message: &[u8]) {
     }
     let Some(reported) = usage::from_body(Endpoint::Realtime, message) else { return };
     if let Some(part) = exchange.part() {
-        let (_settling, _cost) = part.settle_unary(Outcome::Success, Some(&reported), message);
+        let _settling = part.settle_unary(Outcome::Success, Some(&reported), &Bytes::new());
     }
 }
 

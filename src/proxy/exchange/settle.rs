@@ -1,0 +1,348 @@
+//! The end of a call: what it used is priced, its row written, everything counted. Once.
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use super::{Exchange, Produced, Settling};
+use crate::economics::{Slot, Tier, Timestamp, Usage};
+use crate::ledger::{Entry, Outcome, Ticket, UsageSource};
+use crate::metrics::{AttemptResult, SpendKind};
+use crate::openai::usage::Reported;
+use crate::openai::{Call, text, tokenizer};
+use crate::proxy::bill::{self, Bill};
+use crate::proxy::reader::Reader;
+
+/// One call in so many is counted by our tokenizer as well, to know how far its counts are off.
+const COMPARED_ONE_IN: u8 = 128;
+
+impl Exchange {
+    /// Books a call whose answer was read as it passed. The answer's end waits for what this returns.
+    pub fn settle_stream(mut self, outcome: Outcome, reader: &mut Reader) -> Settling {
+        self.end_attempt(attempt_result(outcome, self.status), None);
+        match reader.reported() {
+            Some(reported) => self.book_reported(outcome, &reported),
+            None if self.expects_usage(outcome) => self.count_stream(outcome, reader),
+            None => self.book_nothing(outcome),
+        }
+    }
+
+    /// Books a complete answer.
+    pub fn settle_unary(mut self, outcome: Outcome, reported: Option<&Reported>, answer: &Bytes) -> Settling {
+        self.end_attempt(attempt_result(outcome, self.status), None);
+        match reported {
+            Some(reported) => self.book_reported(outcome, reported),
+            None if self.expects_usage(outcome) => {
+                let (endpoint, answer) = (self.endpoint, answer.clone());
+                let bytes = u64::try_from(answer.len()).unwrap_or(u64::MAX);
+                let produced = move || {
+                    let text = text::produced(endpoint, &answer);
+                    Produced { bytes: u64::try_from(text.len()).unwrap_or(u64::MAX), text, kept_share: 1.0 }
+                };
+                self.count_and_book(outcome, Tier::Standard, bytes, produced)
+            }
+            None => self.book_nothing(outcome),
+        }
+    }
+
+    /// Books a call that failed without an answer of its own.
+    pub fn settle_failed(mut self, outcome: Outcome, status: u16) {
+        self.status = status;
+        let _settling = self.book_nothing(outcome);
+    }
+
+    /// The client went away: what was produced until then is booked.
+    pub fn cancel_stream(mut self, reader: &mut Reader) {
+        self.end_attempt(AttemptResult::Cancelled, None);
+        let _settling = match reader.reported() {
+            Some(reported) => self.book_reported(Outcome::Cancelled, &reported),
+            None => self.count_stream(Outcome::Cancelled, reader),
+        };
+    }
+
+    /// Whether an answer of this kind reports usage, so that its absence has to be made up for.
+    fn expects_usage(&self, outcome: Outcome) -> bool {
+        self.call.is_some()
+            && self.endpoint.is_routed()
+            && (200..300).contains(&self.status)
+            && outcome != Outcome::ClientError
+    }
+
+    fn book_reported(self, outcome: Outcome, reported: &Reported) -> Settling {
+        let bill = self.bill(&reported.usage, reported.tier, reported.model.as_deref());
+        self.book(outcome, &reported.usage, UsageSource::UpstreamUsage, reported.tier, bill)
+    }
+
+    fn book_nothing(self, outcome: Outcome) -> Settling {
+        self.book(outcome, &Usage::default(), UsageSource::None, Tier::Standard, Bill::default())
+    }
+
+    /// A quick estimate: the route's tokens a byte for the input, and the same for the text produced.
+    fn estimate(&self, text_bytes: u64) -> Usage {
+        let ratio = |bytes: usize| {
+            self.route
+                .as_ref()
+                .map_or_else(|| tokenizer::Ratio::new().estimate(bytes), |route| route.ratio.estimate(bytes))
+        };
+        let input_bytes = self.call.as_ref().map_or(0, |call| call.input_bytes);
+        Usage::new(ratio(input_bytes), ratio(usize::try_from(text_bytes).unwrap_or(usize::MAX)))
+    }
+
+    /// Counts what a stream has produced, at the tier that it named or was asked for.
+    fn count_stream(self, outcome: Outcome, reader: &Reader) -> Settling {
+        let asked = self.call.as_ref().and_then(|call| call.service_tier);
+        let tier = reader.report().and_then(|report| report.tier).or(asked).unwrap_or_default();
+        let produced = reader.produced();
+        self.count_and_book(outcome, tier, produced.bytes, move || produced)
+    }
+
+    /// Counts with the tokenizer elsewhere, then books. What is returned is done when the row is written.
+    /// When too many counts wait already, `bytes` of text are estimated instead.
+    fn count_and_book(
+        self,
+        outcome: Outcome,
+        tier: Tier,
+        bytes: u64,
+        produced: impl FnOnce() -> Produced + Send + 'static,
+    ) -> Settling {
+        let Some(model) = self.call.as_ref().map(|call| call.model.clone()) else {
+            return self.book_nothing(outcome);
+        };
+        let (done, waiting) = oneshot::channel();
+        let gateway = self.gateway.clone();
+        let job = move |counts: bool| {
+            let fallback = self.estimate(bytes);
+            let (usage, source) =
+                if counts { self.count(&model, &produced()) } else { (fallback, UsageSource::Estimate) };
+            let bill = self.bill(&usage, tier, None);
+            // Nobody waits when the client is gone.
+            drop(done.send(self.book(outcome, &usage, source, tier, bill)));
+        };
+        if let Err(job) = gateway.counter.submit(Box::new(job)) {
+            job(false);
+        }
+        Settling::Counting(waiting)
+    }
+
+    fn count(&self, model: &str, produced: &Produced) -> (Usage, UsageSource) {
+        let fallback = self.estimate(produced.bytes);
+        let served = self.served.as_ref().map_or(model, |served| served.model.as_str());
+        if tokenizer::Encoding::of(served).is_none() && tokenizer::Encoding::of(model).is_none() {
+            return (fallback, UsageSource::Estimate);
+        }
+        let input = match &self.body {
+            Some(body) => tokenizer::count_call(model, self.endpoint, body),
+            None => fallback.input_tokens,
+        };
+        let output = produced.scaled(tokenizer::count_text(model, &produced.text));
+        (Usage::new(input, output), UsageSource::OwnTokenizer)
+    }
+
+    fn bill(&self, usage: &Usage, tier: Tier, answered_model: Option<&str>) -> Bill {
+        let requested = self.requested_model();
+        let served = self.served.as_ref();
+        if let (Some(route), Some(offer)) = (&self.route, served.and_then(|served| served.offer)) {
+            bill::bill(&self.state.config, route, &route.offers[offer], requested, usage, tier)
+        } else {
+            let model = if requested.is_empty() { answered_model.unwrap_or_default() } else { requested };
+            bill::bill_unrouted(&self.state.config, model, usage, tier)
+        }
+    }
+
+    /// Writes the row and counts everything that a finished call counts.
+    fn book(
+        mut self,
+        outcome: Outcome,
+        usage: &Usage,
+        source: UsageSource,
+        tier: Tier,
+        bill: Bill,
+    ) -> Settling {
+        self.is_settled = true;
+        let cost = (source != UsageSource::None).then_some(bill.cost);
+        let closed_at = self.gateway.now();
+        let is_worth_a_row = self.buys || source != UsageSource::None;
+        let ticket = is_worth_a_row.then(|| self.write_row(closed_at, outcome, usage, source, tier, &bill));
+        self.count_metrics(outcome, usage, source, &bill);
+        self.feed_pool(closed_at, outcome, usage, source, &bill);
+        if self.state.config.ledger.fsync == crate::config::Fsync::Always
+            && let Some(ticket) = ticket
+        {
+            let ledger = self.gateway.ledger.clone();
+            return Settling::Durable(Box::pin(async move { ledger.durable(ticket).await }), cost);
+        }
+        Settling::Done(cost)
+    }
+
+    fn write_row(
+        &self,
+        closed_at: Timestamp,
+        outcome: Outcome,
+        usage: &Usage,
+        source: UsageSource,
+        tier: Tier,
+        bill: &Bill,
+    ) -> Ticket {
+        let text = |text: &str| text.to_owned();
+        let served = self.served.as_ref();
+        let first_token_at = self.first_token.map(|after| self.opened_at + self.gateway.clock.scaled(after));
+        self.gateway.ledger.append(&Entry {
+            id: self.id,
+            opened_at: self.opened_at,
+            closed_at,
+            first_token_at,
+            key: self.caller.key.clone(),
+            team: self.caller.team.clone(),
+            tags: self.caller.tags.clone(),
+            endpoint: text(self.endpoint.as_str()),
+            route: self.route.as_ref().map_or_else(String::new, |route| route.spec.name.clone()),
+            requested_model: self.requested_model().to_owned(),
+            served_model: served.map_or_else(String::new, |served| served.model.clone()),
+            backend: served.map_or_else(String::new, |served| served.backend.name().to_owned()),
+            reason: text(self.reason.as_str()),
+            attempts: self.attempts,
+            status: self.status,
+            outcome,
+            stream: self.call.as_ref().is_some_and(|call| call.stream),
+            usage: *usage,
+            usage_source: source,
+            tier: text(tier.as_str()),
+            cost: bill.cost + self.attempts_cost,
+            api_cost: bill.api_cost,
+            self_hosted_cost: bill.self_hosted_cost,
+            work: bill.work,
+            attempts_cost: self.attempts_cost,
+            unpriced: bill.unpriced,
+            config_digest: self.state.config.digest.clone(),
+        })
+    }
+
+    fn count_metrics(&self, outcome: Outcome, usage: &Usage, source: UsageSource, bill: &Bill) {
+        self.gateway.metrics.tokens_counted(source);
+        let Some(served) = &self.served else { return };
+        let series = &served.series;
+        series.finished(outcome);
+        series.tokens(usage, self.streamed_tokens);
+        series.cost(bill.cost + self.attempts_cost);
+        if let Some(cost) = bill.api_cost {
+            series.all_api_cost(cost);
+        }
+        if bill.unpriced {
+            series.unpriced();
+        }
+        let age = self.watch.elapsed();
+        series.duration(age);
+        if let Some(first) = self.first_token {
+            series.first_token(first);
+            series.decoding(age.saturating_sub(first), usage.output_tokens);
+        }
+        if served.backend.is_api() {
+            served.backend.series.spend(SpendKind::Tokens, bill.cost + self.attempts_cost);
+            return;
+        }
+        let fee = bill.cost - bill.rent_share;
+        served.backend.series.spend(SpendKind::Requests, fee);
+        if let Some(pool) = self.route.as_ref().and_then(|route| route.pool.as_ref()) {
+            pool.attribute(bill.rent_share, bill.work);
+            pool.series.busy(bill.work);
+            if let Some(first) = self.first_token {
+                pool.first_token(first);
+            }
+            if bill::is_paid_per_use(pool) {
+                served.backend.series.spend(SpendKind::Capacity, bill.rent_share);
+            }
+        }
+    }
+
+    fn feed_pool(
+        &self,
+        closed_at: Timestamp,
+        outcome: Outcome,
+        usage: &Usage,
+        source: UsageSource,
+        bill: &Bill,
+    ) {
+        let Some(route) = &self.route else { return };
+        if source == UsageSource::UpstreamUsage
+            && outcome == Outcome::Success
+            && let Some(call) = &self.call
+        {
+            route.learn(call.input_bytes, usage.input_tokens, call.max_output_tokens, usage.output_tokens);
+            self.compare_counts(call, usage);
+        }
+        if let Some(pool) = &route.pool
+            && usage.total_tokens() > 0
+        {
+            pool.record(
+                closed_at,
+                &Slot {
+                    api_cost: bill.api_cost.unwrap_or_default(),
+                    work: bill.work,
+                    requests: 1,
+                    tokens: usage.total_tokens(),
+                },
+            );
+        }
+    }
+
+    /// Now and then, counts the input ourselves as well, elsewhere.
+    fn compare_counts(&self, call: &Call, usage: &Usage) {
+        if !self.id.as_bytes()[15].is_multiple_of(COMPARED_ONE_IN) || usage.cached_input_tokens > 0 {
+            return;
+        }
+        let (Some(body), Some(served)) = (self.body.clone(), &self.served) else { return };
+        if tokenizer::Encoding::of(&call.model).is_none() || call.media_parts > 0 {
+            return;
+        }
+        let (model, endpoint, series, upstream) =
+            (call.model.clone(), self.endpoint, served.series.clone(), usage.input_tokens);
+        let job = move |counts: bool| {
+            if counts {
+                series.counts_compared(tokenizer::count_call(&model, endpoint, &body), upstream);
+            }
+        };
+        // When the threads are busy there is no comparison.
+        let _is_taken = self.gateway.counter.submit(Box::new(job));
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        if self.is_settled {
+            return;
+        }
+        self.end_attempt(AttemptResult::Cancelled, None);
+        // What is left is a call whose client went away before an answer began, or one that was refused.
+        // The first may be billed by an API that had begun with it: its input is booked, as an estimate.
+        if self.attempts == 0 || !self.buys {
+            return;
+        }
+        self.is_settled = true;
+        let usage = Usage { output_tokens: 0, ..self.estimate(0) };
+        let bill = self.bill(&usage, Tier::Standard, None);
+        let closed_at = self.gateway.now();
+        self.status = CLIENT_CLOSED_REQUEST;
+        let _ticket = self.write_row(
+            closed_at,
+            Outcome::Cancelled,
+            &usage,
+            UsageSource::Estimate,
+            Tier::Standard,
+            &bill,
+        );
+        self.count_metrics(Outcome::Cancelled, &usage, UsageSource::Estimate, &bill);
+        self.feed_pool(closed_at, Outcome::Cancelled, &usage, UsageSource::Estimate, &bill);
+    }
+}
+
+/// The status of a row whose client did not wait for one.
+const CLIENT_CLOSED_REQUEST: u16 = 499;
+
+fn attempt_result(outcome: Outcome, status: u16) -> AttemptResult {
+    match outcome {
+        Outcome::Success | Outcome::ClientError => AttemptResult::of_status(status),
+        Outcome::UpstreamError if status >= 400 => AttemptResult::of_status(status),
+        Outcome::UpstreamError => AttemptResult::Broken,
+        Outcome::Timeout => AttemptResult::Timeout,
+        Outcome::Cancelled => AttemptResult::Cancelled,
+    }
+}
