@@ -16,6 +16,8 @@ const [proxy, direct, model, directModel, key, backend, kind] = process.argv.sli
 const selfHosted = kind === "self-hosted";
 const changing = new Set(["id", "created", "created_at", "completed_at", "system_fingerprint", "call_id", "item_id",
   "obfuscation", "_request_id"]);
+// A model of the proxy's routes that the API does not have: its list of models adds it.
+const routesOwn = "house-model";
 const abortDeadlineMs = 5_000;
 const messages = [{ role: "user", content: "What is the right time in Zürich? 時間" }];
 const schema = {
@@ -94,7 +96,7 @@ const apiOnly = {
     assert.equal(result.data[0].embedding.length, 8);
     return result;
   },
-  models: async (client) => (await all(client.models.list())).map((model) => model.id).sort(),
+  models: async (client) => (await all(client.models.list())).map((model) => model.id).filter((id) => id !== routesOwn).sort(),
   "one model": (client, model) => client.models.retrieve(model),
   transcription: async (client) => client.audio.transcriptions.create({
     model: "gpt-4o-mini-transcribe",
