@@ -23,7 +23,7 @@ const API_PER_TOKEN: Duration = Duration::from_micros(300);
 const OWN_FIRST_TOKEN: Duration = Duration::from_millis(8);
 const OWN_PER_TOKEN: Duration = Duration::from_micros(200);
 /// Real time in which the volume is measured.
-const REAL_WINDOW: Duration = Duration::from_millis(300);
+const REAL_WINDOW: Duration = Duration::from_secs(1);
 /// Longer than any limit that the load sets.
 const LONG_REPLY: u64 = 100_000;
 
@@ -32,14 +32,14 @@ const LONG_REPLY: u64 = 100_000;
 pub struct Stage {
     pub api: FakeBackend,
     pub room: MachineRoom,
-    /// What "current volume" means, in the day's time: long enough for some seventy calls at noon.
+    /// What "current volume" means, in the day's time: long enough that a stall of this machine is no change of volume.
     window: Duration,
 }
 
 /// The same real time at any speed, because there are as many calls in it.
 fn window(clock: &Clock) -> Duration {
     let speed = Duration::from_hours(24).as_secs_f64() / clock.real(Duration::from_hours(24)).as_secs_f64();
-    (REAL_WINDOW.mul_f64(speed)).clamp(Duration::from_mins(2), Duration::from_hours(2))
+    (REAL_WINDOW.mul_f64(speed)).clamp(Duration::from_mins(2), Duration::from_mins(45))
 }
 
 impl Stage {

@@ -31,8 +31,10 @@ const tool = { type: "function", function: { name: "weather", parameters: schema
 function plain(value) {
   if (Array.isArray(value)) return value.map(plain);
   if (value === null || typeof value !== "object") return value;
+  // OpenAI adds `usage: null` to every chunk of a stream whose usage was asked for, as the proxy does.
+  const kept = ([name, inner]) => !changing.has(name) && !(name === "usage" && inner === null);
   return Object.fromEntries(
-    Object.entries(value).filter(([name]) => !changing.has(name)).map(([name, inner]) => [name, plain(inner)]));
+    Object.entries(value).filter(kept).map(([name, inner]) => [name, plain(inner)]));
 }
 
 async function all(stream) {
