@@ -216,7 +216,17 @@ async fn connection(work: Arc<Work>, clients: Arc<Clients>, stream: std::net::Tc
     match &work.tls {
         None => {
             let mut start = [0; HTTP2_PREFACE.len()];
-            let peeked = tokio::time::timeout(work.limits.idle_timeout, peek(&stream, &mut start)).await;
+            let mut stop = work.stop.clone();
+            // A connection on which nobody has said anything does not hold up the drain.
+            let silenced = async {
+                if stop.wait_for(|stop| *stop != Stop::No).await.is_ok() {
+                    tokio::time::sleep(DRAIN_GRACE).await;
+                }
+            };
+            let peeked = tokio::select! {
+                peeked = tokio::time::timeout(work.limits.idle_timeout, peek(&stream, &mut start)) => peeked,
+                () = silenced => return,
+            };
             let Ok(Ok(length)) = peeked else { return };
             let is_http2 = start[..length] == *HTTP2_PREFACE;
             talk(&work, clients, stream, is_http2).await;
@@ -247,6 +257,8 @@ async fn peek(stream: &TcpStream, start: &mut [u8]) -> std::io::Result<usize> {
     }
 }
 
+/// Once a drain has begun, a connection has so long to say its first word.
+const DRAIN_GRACE: Duration = Duration::from_millis(100);
 /// Pause before looking again at a connection that has sent half of a preface.
 const PEEK_PAUSE: Duration = Duration::from_millis(5);
 /// Streams that one HTTP/2 connection may have open.

@@ -14,7 +14,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::Mutex;
 use tokio::task::{JoinHandle, JoinSet};
 
@@ -36,6 +36,8 @@ pub struct MachineRoom {
 #[derive(Debug)]
 struct Machine {
     address: SocketAddr,
+    /// Bound and never listening, so that the system gives the port to nobody else while the machine is off.
+    _port: TcpSocket,
     personality: Personality,
     settings: Settings,
     /// Real time from the order to start until it serves.
@@ -58,12 +60,13 @@ enum Action {
 impl MachineRoom {
     /// A machine that is off, behind a webhook on a free port of the loopback.
     pub async fn open(personality: Personality, settings: Settings, startup: Duration) -> io::Result<Self> {
-        // Started once to find a port; the machine keeps it.
-        let first = FakeBackend::start(personality, settings.clone()).await?;
-        let (address, server_url) = (first.address(), first.url());
-        first.stop().await;
-        let machine =
-            Arc::new(Machine { address, personality, settings, startup, running: Mutex::new(None) });
+        let port = TcpSocket::new_v4()?;
+        port.set_reuseaddr(true)?;
+        port.bind((Ipv4Addr::LOCALHOST, 0).into())?;
+        let address = port.local_addr()?;
+        let server_url = format!("http://{address}/v1");
+        let running = Mutex::new(None);
+        let machine = Arc::new(Machine { address, _port: port, personality, settings, startup, running });
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let hook_url = format!("http://{}/", listener.local_addr()?);
         let serving = tokio::spawn(serve(listener, Arc::clone(&machine)));

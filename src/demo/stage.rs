@@ -22,6 +22,8 @@ const API_FIRST_TOKEN: Duration = Duration::from_millis(20);
 const API_PER_TOKEN: Duration = Duration::from_micros(300);
 const OWN_FIRST_TOKEN: Duration = Duration::from_millis(8);
 const OWN_PER_TOKEN: Duration = Duration::from_micros(200);
+/// Real time in which the volume is measured.
+const REAL_WINDOW: Duration = Duration::from_secs(1);
 /// Longer than any limit that the load sets.
 const LONG_REPLY: u64 = 100_000;
 
@@ -30,6 +32,14 @@ const LONG_REPLY: u64 = 100_000;
 pub struct Stage {
     pub api: FakeBackend,
     pub room: MachineRoom,
+    /// What "current volume" means, in the day's time: long enough that a stall of this machine is no change of volume.
+    window: Duration,
+}
+
+/// The same real time at any speed, because there are as many calls in it.
+fn window(clock: &Clock) -> Duration {
+    let speed = Duration::from_hours(24).as_secs_f64() / clock.real(Duration::from_hours(24)).as_secs_f64();
+    (REAL_WINDOW.mul_f64(speed)).clamp(Duration::from_mins(2), Duration::from_mins(45))
 }
 
 impl Stage {
@@ -49,6 +59,7 @@ impl Stage {
         Ok(Self {
             api: FakeBackend::start(Personality::OpenAi, api).await?,
             room: MachineRoom::open(Personality::Vllm, own, clock.real(STARTUP)).await?,
+            window: window(clock),
         })
     }
 
@@ -73,7 +84,7 @@ path = {ledger}
 filter = "error"
 
 [policy]
-window = "30m"
+window = "{window}s"
 margin = 0.10
 min_dwell = "30m"
 slot = "60s"
@@ -98,6 +109,7 @@ models = ["{MODEL}"]
 policy = "cheapest"
 offers = [{{ backend = "{API}" }}, {{ backend = "{SELF_HOSTED}", model = "meta-llama/Llama-3.3-70B-Instruct" }}]
 "#,
+            window = self.window.as_secs(),
             api = self.api.url(),
             own = self.room.server_url,
             hook = self.room.hook_url,

@@ -43,9 +43,9 @@ fn amounts(table: &str) -> [f64; 3] {
 
 #[tokio::test]
 async fn a_short_demo_ends_with_a_bill_below_both_sides_alone() {
-    let (child, _, _) = demo(&["--for", "15s", "--headless"]);
+    let (child, _, _) = demo(&["--for", "40s", "--headless"]);
     let output =
-        tokio::time::timeout(Duration::from_secs(90), child.wait_with_output()).await.unwrap().unwrap();
+        tokio::time::timeout(Duration::from_mins(2), child.wait_with_output()).await.unwrap().unwrap();
     let (table, errors) =
         (String::from_utf8(output.stdout).unwrap(), String::from_utf8_lossy(&output.stderr).into_owned());
     assert!(output.status.success(), "{errors}");

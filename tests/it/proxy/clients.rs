@@ -142,3 +142,13 @@ async fn the_admin_side_has_its_own_port_and_nothing_of_it_is_on_the_application
         assert_ne!(applications.get(path).await.status, StatusCode::OK, "{path}");
     }
 }
+
+#[tokio::test]
+async fn a_connection_that_says_nothing_does_not_hold_up_the_drain() {
+    let between = between().await;
+    let silent = TcpStream::connect(between.proxy.address()).await.unwrap();
+    assert_eq!(between.http.post("/chat/completions", &chat(API_MODEL)).await.status, StatusCode::OK);
+    let drained = between.proxy.running.shut_down(std::future::pending());
+    tokio::time::timeout(Duration::from_secs(10), drained).await.expect("nobody is served any more");
+    drop(silent);
+}
