@@ -25,7 +25,9 @@ class Dashboard:
         self.path = pathlib.Path(path)
         self.raw = json.loads(self.path.read_text(encoding="utf-8"))
         self.uid, self.title = self.raw["uid"], self.raw["title"]
-        self.panels = [Panel(raw, raw["title"]) for raw in self.raw["panels"] if raw["type"] != "row"]
+        self.shown = [Panel(raw, raw["title"]) for raw in self.raw["panels"] if raw["type"] != "row"]
+        self.folded = [Panel(raw, raw["title"]) for row in self.raw["panels"] if row["type"] == "row" for raw in row["panels"]]
+        self.panels = self.shown + self.folded
         self.rows = [raw for raw in self.raw["panels"] if raw["type"] == "row"]
         self.variables = {v["name"]: v for v in self.raw["templating"]["list"]}
         self.annotations = [a for a in self.raw["annotations"]["list"] if a.get("expr")]
