@@ -4,7 +4,7 @@ import pathlib
 import re
 from dataclasses import dataclass, field
 
-VARIABLE = re.compile(r"\$\{(\w+)(?::\w+)?\}|\$(\w+)")
+VARIABLE = re.compile(r"\$\{(\w+)(?::\w+)?\}|\$([A-Za-z_]\w*)")
 BUILT_IN = {"__rate_interval", "__interval", "__range", "datasource"}
 NEEDS_UNIT = {"stat", "gauge", "bargauge", "timeseries", "table", "heatmap"}
 GRID_COLUMNS = 24
