@@ -28,7 +28,7 @@ def main():
 def check(breakeven, seconds, folder):
     listen, admin, port = free_ports(3)
     # The demo outlasts the check, so that its last scrape is of a living proxy.
-    demo = [breakeven, "demo", "--for", f"{seconds + 30}s", "--headless", "--listen", f"127.0.0.1:{listen}", "--admin-listen", f"127.0.0.1:{admin}"]
+    demo = [breakeven, "demo", "--for", f"{seconds + 12}s", "--headless", "--listen", f"127.0.0.1:{listen}", "--admin-listen", f"127.0.0.1:{admin}"]
     with process(demo, folder / "demo.log") as running, process(prometheus(folder / "prometheus", port, f"127.0.0.1:{admin}"), folder / "prometheus.log"):
         wait_until("the demo's admin side", lambda: fetch(f"http://127.0.0.1:{admin}/livez"))
         wait_until("Prometheus", lambda: fetch(f"http://127.0.0.1:{port}/-/ready"))

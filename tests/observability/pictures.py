@@ -3,7 +3,9 @@
 
   pictures.py BREAKEVEN [--seconds 75]
 
-Needs Debian's prometheus, chromium and nodejs, and once `npm ci --ignore-scripts` in tests/ui and in render/.
+Needs Debian's prometheus, chromium, nodejs and npm, and once
+  (cd tests/ui && npm ci --ignore-scripts)
+  (cd tests/observability/render && npm install --ignore-scripts --legacy-peer-deps && node node_modules/esbuild/install.js && npm run build)
 """
 import argparse
 import contextlib
@@ -82,7 +84,7 @@ def draw(dashboard, prometheus, start, end, folder):
             print(f"  {sentence}")
     data = {"title": dashboard.title, "from": int(start * 1000), "to": int(end * 1000), "rows": [{"title": row["title"], "y": row["gridPos"]["y"]} for row in dashboard.rows],
             "panels": [{"id": panel.raw["id"], "type": panel.raw["type"], "title": scope.fill(panel.title).replace(".+", "gpu"), "gridPos": panel.raw["gridPos"], "fieldConfig": panel.raw["fieldConfig"], "options": panel.raw["options"],
-                        "transformations": panel.raw.get("transformations", []), "frames": list(frames(panel)), "findings": []} for panel in dashboard.shown]}
+                        "transformations": panel.raw.get("transformations", []), "frames": list(frames(panel))} for panel in dashboard.shown]}
     file, picture = folder / f"{dashboard.uid}.json", PICTURES / f"{dashboard.uid}.png"
     file.write_text(json.dumps(data), encoding="utf-8")
     subprocess.run(["node", RENDER / "shoot.mjs", file, picture], check=True)
