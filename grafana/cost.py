@@ -1,5 +1,5 @@
 """Cost: what is spent, what each backend alone would have cost, what was saved, and where break-even is."""
-from panels import API, EVEN, IDLE, JOB, KINDS, OWN, STACKED, Dashboard, by_kind, in_range, named, of_query, override, per_hour, query, variable
+from panels import API, EVEN, IDLE, JOB, KINDS, LOGARITHMIC, OWN, STACKED, Dashboard, by_kind, in_range, named, of_query, override, per_hour, query, variable
 
 FILTER = f'{JOB},backend=~"$backend",model=~"$model",team=~"$team"'
 SPEND, ALL_API, ALL_OWN = (f"breakeven_{name}_usd_total{{{JOB}}}" for name in ("spend", "all_api_cost", "all_selfhosted_cost"))
@@ -21,8 +21,8 @@ def dashboard():
     first_screen(board)
     attribution(board)
     unit_costs(board)
-    budgets(board)
     trust(board)
+    budgets(board)
     return board
 
 
@@ -46,7 +46,7 @@ def first_screen(board):
     board.stat("Saved today", "Against the API alone, from the ledger.", ledger("today", "net_savings"), "currencyUSD", 4, 4, decimals=2, steps=GAIN)
     board.stat("Saved against self-hosting alone", "Rent that all the requests would have needed in the selected range, minus what was spent.", f"{in_range(ALL_OWN)} - {in_range(SPEND)}", "currencyUSD", 4, 4, decimals=2, steps=GAIN)
     board.stat("Idle rent today", "Rent and fees of self-hosted backends that no request used, from the ledger.", ledger("today", "idle"), "currencyUSD", 4, 4, decimals=2, steps=[(IDLE, None)])
-    board.stat("Budgets used", "The budget that is nearest to its limit.", f"max({SPENT} / {LIMIT})", "percentunit", 4, 4, decimals=0, steps=BUDGET, empty="no budget")
+    board.stat("Per 1,000 requests", "Spend of the selected range per thousand requests, idle rent included.", f"{in_range(SPEND)} / ({in_range(f'breakeven_requests_total{{{JOB}}}')} > 0) * 1000", "currencyUSD", 4, 4, decimals=3)
 
 
 def attribution(board):
@@ -68,8 +68,8 @@ def unit_costs(board):
     def each(counted, factor):
         return by_kind(f"sum by (backend) (rate(breakeven_spend_usd_total{{{JOB},BACKENDS}}[$__rate_interval])) / (sum by (backend) (rate({counted}{{{JOB},BACKENDS}}[$__rate_interval])) > 0) * {factor}")
     board.row("Unit cost and chargeback")
-    board.graph("US dollars per 1,000 requests", "Spend divided by requests, idle rent included.", each("breakeven_requests_total", "1000"), "currencyUSD", decimals=3, low=0, overrides=KINDS)
-    board.graph("US dollars per million tokens", "Spend divided by billable tokens, idle rent included.", each("breakeven_tokens_total", "1e6"), "currencyUSD", decimals=3, low=0, overrides=KINDS)
+    board.graph("US dollars per 1,000 requests", "Spend divided by requests, idle rent included.", each("breakeven_requests_total", "1000"), "currencyUSD", decimals=3, custom=LOGARITHMIC, overrides=KINDS)
+    board.graph("US dollars per million tokens", "Spend divided by billable tokens, idle rent included.", each("breakeven_tokens_total", "1e6"), "currencyUSD", decimals=3, custom=LOGARITHMIC, overrides=KINDS)
     columns = {"Value #A": "Requests", "Value #B": "Tokens", "Value #C": "Cost", "Value #D": "Share", "team": "Team"}
     board.add("table", "Chargeback by team", "Requests, tokens and attributed cost in the selected range.",
               [query(in_range(requests, "team"), table=True), query(in_range(tokens, "team"), table=True), query(in_range(COST, "team"), table=True), query(f"{in_range(COST, 'team')} / ignoring (team) group_left () {in_range(COST)}", table=True)], "short", 8, 8,
@@ -78,7 +78,7 @@ def unit_costs(board):
 
 
 def budgets(board):
-    board.row("Budgets")
+    board.row("Budgets", collapsed=True)
     board.add("bargauge", "Used by budget", "Share of each budget that is spent in its period.", [query(f"{SPENT} / {LIMIT}", "{{budget}}", instant=True)], "percentunit", 8, 8, decimals=0, steps=BUDGET, low=0, high=1, empty="no budget")
     board.graph("Spent, even pace and limit", "Spent above the even pace: the budget runs out before its period ends.",
                 [query(SPENT, "{{budget}} spent"), query(f"{LIMIT} * (time() - {START}) / ({END} - {START})", "{{budget}} even pace"), query(LIMIT, "{{budget}} limit")], "currencyUSD", decimals=2, low=0,

@@ -1,5 +1,5 @@
 """Operations: rate, errors, duration and saturation of the proxy and its backends, and the health of the accounting."""
-from panels import JOB, KINDS, RATE, STACKED, Dashboard, by_kind, in_range, named, of_query, quantile, query, rare, variable
+from panels import JOB, KINDS, QUIET, RATE, STACKED, Dashboard, by_kind, in_range, named, of_query, quantile, query, rare, variable
 
 BACKEND = f'{JOB},backend=~"$backend"'
 FAILED = 'outcome=~"upstream_error|timeout"'
@@ -33,10 +33,10 @@ def health(board):
 def requests(board):
     board.row("Requests")
     board.graph("Requests by backend", "Finished per second.", by_kind(f"sum by (backend) (rate(breakeven_requests_total{{{BACKEND},BACKENDS}}{RATE}))"), "reqps", decimals=2, low=0, custom=STACKED, overrides=KINDS)
-    board.graph("Not successful, by outcome", "Finished per second, without the successful ones.", [query(f'sum by (outcome) (rate(breakeven_requests_total{{{BACKEND},outcome!="success"}}{RATE}))', "{{outcome}}")], "reqps", decimals=3, low=0, custom=STACKED, overrides=[named("upstream_error", color="red"), named("timeout", color="orange"), named("client_error", color="yellow"), named("cancelled", color="text")])
+    board.graph("Not successful, by outcome", "Finished per second, without the successful ones.", [query(f'sum by (outcome) (rate(breakeven_requests_total{{{BACKEND},outcome!="success"}}{RATE}))', "{{outcome}}")], "reqps", decimals=3, low=0, custom=STACKED | QUIET, overrides=[named("upstream_error", color="red"), named("timeout", color="orange"), named("client_error", color="yellow"), named("cancelled", color="text")])
     board.graph("Tokens by type", "Billable tokens per second; the types are disjoint.", [query(f"sum by (type) (rate(breakeven_tokens_total{{{BACKEND}}}{RATE}))", "{{type}}")], "short", decimals=0, low=0, custom=STACKED)
     board.graph("In flight", "Requests sent to a backend and not finished.", by_kind(f"sum by (backend) (breakeven_inflight_requests{{{BACKEND},BACKENDS}})"), "short", 12, decimals=0, low=0, overrides=KINDS)
-    board.graph("Refused before any backend was tried", "Per second, by reason.", rare(f"breakeven_rejected_requests_total{{{JOB}}}", "reason", "{{reason}}"), "reqps", 12, decimals=3, low=0, custom=STACKED)
+    board.graph("Refused before any backend was tried", "Per second, by reason.", rare(f"breakeven_rejected_requests_total{{{JOB}}}", "reason", "{{reason}}"), "reqps", 12, decimals=3, low=0, custom=STACKED | QUIET)
 
 
 def latency(board):
@@ -54,22 +54,25 @@ def latency(board):
 
 def backends(board):
     board.row("Backends")
-    board.stat("Backends up", "Whether the last health probe succeeded; a backend that is not probed is up.", [query(f"min by (backend) (breakeven_backend_up{{{BACKEND}}})", "{{backend}}", instant=True)], "none", 6, 8, steps=UP, mappings=[{"type": "value", "options": {"0": {"text": "down", "index": 0}, "1": {"text": "up", "index": 1}}}], options={"textMode": "value_and_name"})
+    is_off = f'min by (backend) (breakeven_backend_up{{{BACKEND}}}) == 0 and on (backend) label_replace(max by (pool) (breakeven_pool_wanted_replicas{{{JOB}}}) == 0, "backend", "$1", "pool", "(.*)")'
+    health = [query(f"min by (backend) (breakeven_backend_up{{{BACKEND}}}) unless on (backend) ({is_off})", "{{backend}}", instant=True), query(f"({is_off}) + 2", "{{backend}}", instant=True)]
+    texts = {"0": {"text": "down", "color": "red", "index": 0}, "1": {"text": "up", "color": "green", "index": 1}, "2": {"text": "off", "color": "text", "index": 2}}
+    board.stat("Backends up", "Whether the last health probe succeeded; a backend that is not probed is up. Off: no replica is wanted.", health, "none", 6, 8, mappings=[{"type": "value", "options": texts}], options={"textMode": "value_and_name"})
     states = {"0": {"text": "closed", "color": "green", "index": 0}, "1": {"text": "half open", "color": "orange", "index": 1}, "2": {"text": "open", "color": "red", "index": 2}}
     circuit = f'max by (backend) (2 * breakeven_circuit_state{{{BACKEND},state="open"}} + on (job, instance, backend) breakeven_circuit_state{{{BACKEND},state="half_open"}})'
     board.add("state-timeline", "Circuit", "Open: the backend gets no requests. Half open: it gets one on trial.", [query(circuit, "{{backend}}")], "none", 9, 8, mappings=[{"type": "value", "options": states}], custom={"fillOpacity": 80, "lineWidth": 0})
-    board.graph("Attempts by result", "Attempts that did not succeed, per second.", rare(f'breakeven_upstream_attempts_total{{{BACKEND},result!="ok"}}', "backend, result", "{{backend}} {{result}}"), "reqps", 9, decimals=3, low=0)
-    board.graph("Retries", "Attempts at the same backend again, per second. A retry can be billed twice.", rare(f"breakeven_retries_total{{{BACKEND}}}", "backend, reason", "{{backend}} {{reason}}"), "reqps", 12, decimals=3, low=0)
-    board.graph("Moved to another backend", "Requests per second that another backend served after a failure.", rare(f"breakeven_fallbacks_total{{{JOB}}}", "from, to, reason", "{{from}} to {{to}} {{reason}}"), "reqps", 12, decimals=3, low=0)
+    board.graph("Attempts by result", "Attempts that did not succeed, per second.", rare(f'breakeven_upstream_attempts_total{{{BACKEND},result!="ok"}}', "backend, result", "{{backend}} {{result}}"), "reqps", 9, decimals=3, low=0, custom=QUIET)
+    board.graph("Retries", "Attempts at the same backend again, per second. A retry can be billed twice.", rare(f"breakeven_retries_total{{{BACKEND}}}", "backend, reason", "{{backend}} {{reason}}"), "reqps", 12, decimals=3, low=0, custom=QUIET)
+    board.graph("Moved to another backend", "Requests per second that another backend served after a failure.", rare(f"breakeven_fallbacks_total{{{JOB}}}", "from, to, reason", "{{from}} to {{to}} {{reason}}"), "reqps", 12, decimals=3, low=0, custom=QUIET)
 
 
 def accounting(board):
     board.row("Accounting")
     board.graph("Ledger lag", "Time since the last row became durable, while rows are waiting.", [query(f"(time() - max by (instance) (breakeven_ledger_commit_timestamp_seconds{{{JOB}}})) * on (instance) (max by (instance) (breakeven_ledger_pending_records{{{JOB}}}) > bool 0)", "{{instance}}")], "s", decimals=1, low=0, steps=[("transparent", None), ("red", 60)], custom={"thresholdsStyle": {"mode": "line"}})
     board.graph("Ledger rows", "Durable and dropped rows per second, and rows that are not yet durable.", [query(f"sum by (result) (rate(breakeven_ledger_records_total{{{JOB}}}{RATE}))", "{{result}}"), query(f"sum(breakeven_ledger_pending_records{{{JOB}}})", "pending")], "short", decimals=1, low=0, overrides=[named("committed", color="green"), named("dropped", color="red"), named("pending", color="orange")])
-    counts = [f'sum by (model) (rate(breakeven_token_counts_compared_total{{{JOB},source="{source}"}}{RATE}))' for source in ("own", "upstream")]
-    board.graph("Own token count against the upstream's", "The bias of the count that routing uses before the upstream reports. Zero is right.", [query(f"{counts[0]} / ({counts[1]} > 0) - 1", "{{model}}")], "percentunit", decimals=2)
-    board.graph("Error of single token counts, p95", "The difference to the upstream's count, as a share of it.", [query(quantile(0.95, "breakeven_token_estimate_error_ratio", JOB, "model"), "{{model}}")], "percentunit", 12, decimals=2, low=0)
+    counts = [f'sum by (model) (rate(breakeven_token_counts_compared_total{{{JOB},source="{source}"}}[1h]))' for source in ("own", "upstream")]
+    board.graph("Own token count against the upstream's", "The bias of the count that routing uses before the upstream reports. Zero is right.", [query(f"{counts[0]} / ({counts[1]} > 0) - 1", "{{model}}")], "percentunit", decimals=2, custom={"axisSoftMin": -0.01, "axisSoftMax": 0.01})
+    board.graph("Error of single token counts, p95", "The difference to the upstream's count, as a share of it.", [query(quantile(0.95, "breakeven_token_estimate_error_ratio", JOB, "model").replace(RATE, "[1h]"), "{{model}}")], "percentunit", 12, decimals=2, low=0)
     board.graph("Where token counts come from", "Requests per second.", [query(f"sum by (source) (rate(breakeven_token_counts_total{{{JOB}}}{RATE}))", "{{source}}")], "reqps", 12, decimals=2, low=0, custom=STACKED, overrides=[named("upstream_usage", color="green"), named("own_tokenizer", color="yellow"), named("estimate", color="orange"), named("none", color="red")])
 
 

@@ -75,6 +75,9 @@ KINDS = [of_query("A", shades=API), of_query("B", shades=OWN)]
 STACKED = {"stacking": {"mode": "normal", "group": "A"}, "fillOpacity": 35, "lineWidth": 1}
 SINGLE = {"reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False}}
 STEPPED = {"lineInterpolation": "stepAfter"}
+LOGARITHMIC = {"scaleDistribution": {"type": "log", "log": 10}, "fillOpacity": 0}
+# The axis of what is mostly zero.
+QUIET = {"axisSoftMax": 0.1}
 
 OPTIONS = {
     "stat": SINGLE | {"colorMode": "value", "graphMode": "area", "justifyMode": "auto", "textMode": "auto", "wideLayout": True},
@@ -118,8 +121,8 @@ class Dashboard:
     """Collects panels left to right, top to bottom, on Grafana's grid of 24 columns."""
 
     def __init__(self, uid, title, description, span, variables, annotations):
-        self.x = self.y = self.height = 0
-        self.panels = []
+        self.x = self.y = self.height = self.last_id = 0
+        self.panels = self.into = []
         everywhere = [
             {"name": "datasource", "label": "Data source", "type": "datasource", "query": "prometheus", "current": {}, "hide": 0},
             variable("job", "breakeven_build_info", "Job"),
@@ -133,11 +136,18 @@ class Dashboard:
                     "time": {"from": span, "to": "now"}, "refresh": "1m", "links": [link], "templating": {"list": everywhere + variables},
                     "annotations": {"list": [built_in] + [ANNOTATIONS[name] for name in annotations]}, "panels": self.panels}
 
-    def row(self, title):
+    def row(self, title, collapsed=False):
+        """A heading. The panels of a collapsed row are in the row, and not loaded until somebody opens it."""
         self.y += self.height
         self.x = self.height = 0
-        self.panels.append({"id": len(self.panels) + 1, "type": "row", "title": title, "collapsed": False, "gridPos": {"h": 1, "w": 24, "x": 0, "y": self.y}, "panels": []})
+        made = {"id": self.next_id(), "type": "row", "title": title, "collapsed": collapsed, "gridPos": {"h": 1, "w": 24, "x": 0, "y": self.y}, "panels": []}
+        self.panels.append(made)
+        self.into = made["panels"] if collapsed else self.panels
         self.y += 1
+
+    def next_id(self):
+        self.last_id += 1
+        return self.last_id
 
     def add(self, kind, title, description, queries, unit, width, height, *, decimals=None, steps=None, overrides=(), custom=None, options=None, mappings=None, low=None, high=None, transformations=None, empty=None, repeat=None):
         if self.x + width > 24:
@@ -154,11 +164,11 @@ class Dashboard:
             defaults["custom"] = {"lineWidth": 2, "fillOpacity": 8, "showPoints": "never", "spanNulls": 180000, "axisBorderShow": False} | (custom or {})
         defaults |= {key: value for key, value in (("decimals", decimals), ("min", low), ("max", high), ("noValue", empty)) if value is not None}
         basis = timeseries_options(width) if kind == "timeseries" else OPTIONS[kind]
-        panel = {"id": len(self.panels) + 1, "type": kind, "title": title, "description": description, "datasource": SOURCE, "gridPos": {"h": height, "w": width, "x": self.x, "y": self.y},
+        panel = {"id": self.next_id(), "type": kind, "title": title, "description": description, "datasource": SOURCE, "gridPos": {"h": height, "w": width, "x": self.x, "y": self.y},
                  "targets": queries, "fieldConfig": {"defaults": defaults, "overrides": list(overrides)}, "options": basis | (options or {})}
         panel |= {"transformations": transformations} if transformations else {}
         panel |= {"repeat": repeat, "repeatDirection": "v"} if repeat else {}
-        self.panels.append(panel)
+        self.into.append(panel)
         self.x += width
 
     def stat(self, title, description, queries, unit, width=4, height=4, graph=False, **rest):

@@ -171,20 +171,18 @@ pub struct PeriodAmounts {
     pub rent: NanoUsd,
     pub idle: NanoUsd,
     pub all_api: NanoUsd,
-    pub all_self_hosted: NanoUsd,
     /// Against the API alone; negative when the API alone would have cost less.
     pub net_savings: NanoUsd,
 }
 
 impl PeriodAmounts {
-    fn named(&self) -> [(&'static str, NanoUsd); 7] {
+    fn named(&self) -> [(&'static str, NanoUsd); 6] {
         [
             ("cost", self.cost),
             ("api", self.api),
             ("rent", self.rent),
             ("idle", self.idle),
             ("all_api", self.all_api),
-            ("all_self_hosted", self.all_self_hosted),
             ("net_savings", self.net_savings),
         ]
     }

@@ -144,7 +144,7 @@ function chart(host, name, lines, band) {
 function niceTop(most) {
   if (!(most > 0)) return 1;
   const power = 10 ** Math.floor(Math.log10(most));
-  return [1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10].map((step) => step * power).find((top) => top >= most * 1.05) ?? 20 * power;
+  return [1, 1.2, 1.6, 2, 2.4, 3.2, 4, 6, 8, 10].map((step) => step * power).find((top) => top >= most * 1.05) ?? 20 * power;
 }
 
 function lineOf(history, key, x, y) {
@@ -237,7 +237,7 @@ function showPool(view, pool) {
   shown("preferred").dataset.tone = self ? "own" : "api";
   setText(shown("verdict"), pool.pinned ? "is pinned by hand" : self ? "serves: self-hosting costs less" : "serves: the API costs less");
   if (!pool.pinned && pool.reason !== "cheapest") setText(shown("verdict"), `is preferred (${words(pool.reason)})`);
-  setText(shown("sentence"), pool.sentence ?? "");
+  setText(shown("sentence"), sentence(pool));
   const { replicas = {} } = pool;
   const ratio = finite(pool.break_even_requests_per_hour) && pool.break_even_requests_per_hour > 0
     ? `${Math.round((100 * pool.volume_requests_per_hour) / pool.break_even_requests_per_hour)}%` : "–";
@@ -253,6 +253,12 @@ function showPool(view, pool) {
   showPins(view, pool);
   view.drawVolume(view.history);
   view.drawCost(view.history);
+}
+
+// The proxy's sentence, without the words that the line above it has said.
+function sentence(pool) {
+  const text = (pool.sentence ?? "").replaceAll("`", "").replace(`${pool.preferred} serves: `, "");
+  return text.charAt(0).toUpperCase() + text.slice(1);
 }
 
 function showPins(view, pool) {
@@ -312,8 +318,8 @@ function showToday(today) {
   showTiles(at("today"), [
     ["Spent", usd(today.cost_usd)],
     ["API alone", usd(today.all_api_usd), "api"],
-    ["Self-hosted alone", usd(today.all_self_hosted_usd), "own"],
     [saved < 0 ? "Lost against the API" : "Saved against the API", usd(Math.abs(saved)), saved < 0 ? "loss" : "gain"],
+    ["Rent", usd(today.rent_usd)],
     ["Idle rent", usd(today.idle_usd), Number(today.idle_usd) > 0 ? "idle" : ""],
     ["Requests", count(today.requests)],
   ]);
@@ -330,8 +336,10 @@ function showBackends(backends) {
     setText(name.firstChild, backend.name);
     name.firstChild.dataset.tone = backend.kind === "api" ? "api" : "own";
     setText(kind, backend.kind === "api" ? "API" : "self-hosted");
-    setText(health, backend.healthy ? "healthy" : "down");
-    health.dataset.tone = backend.healthy ? "gain" : "loss";
+    // A self-hosted backend of which no replica is wanted is off, and nothing is wrong with it.
+    const off = !backend.healthy && state.status.pools.some((pool) => pool.name === backend.name && pool.replicas?.wanted === 0);
+    setText(health, backend.healthy ? "healthy" : off ? "off" : "down");
+    health.dataset.tone = backend.healthy ? "gain" : off ? "" : "loss";
     setText(circuit, words(backend.circuit));
     circuit.dataset.tone = backend.circuit === "closed" ? "" : "loss";
     setText(flying, count(backend.in_flight));

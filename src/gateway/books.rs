@@ -102,7 +102,6 @@ fn amounts(row: &Row) -> PeriodAmounts {
         rent: row.rent,
         idle: row.idle,
         all_api: row.all_api,
-        all_self_hosted: row.all_self_hosted,
         net_savings: row.net_savings(),
     }
 }

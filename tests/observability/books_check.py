@@ -112,13 +112,17 @@ def in_ledger(stage):
         return {(backend, team): nanos for backend, team, nanos in ledger.execute(sql) if nanos}
 
 
+def rows(stage):
+    with contextlib.closing(sqlite3.connect(stage.folder / "ledger.db")) as ledger:
+        return ledger.execute("SELECT count(*) FROM calls").fetchone()[0]
+
+
 def calls_are_counted(stage, count, since_restart):
     for backend in ("openai", "gpu"):
         stage.pin(backend)
         for number in range(count):
             stage.call(number)
     stage.waits_for("every call", "sum(breakeven_requests_total)", since_restart + 2 * count)
-    stage.waits_for("an empty queue of the ledger", "breakeven_ledger_pending_records", 0)
 
 
 def check(stage):
@@ -132,6 +136,8 @@ def check(stage):
         with stage.serve("second"):
             stage.waits_for("the restarted proxy at zero", "sum(breakeven_requests_total)", 0)
             calls_are_counted(stage, 25, 0)
+            # A row is in the ledger's tables a moment after its call.
+            wait_until("the last rows of the ledger", lambda: rows(stage) == stage.sent)
             counted, booked = in_prometheus(stage), in_ledger(stage)
             print(f"nano-dollars after {stage.sent} calls and a restart: {counted}")
             assert counted == booked, f"Prometheus has {counted}, the ledger {booked}"

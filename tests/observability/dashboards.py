@@ -4,7 +4,7 @@ import pathlib
 import re
 from dataclasses import dataclass, field
 
-VARIABLE = re.compile(r"\$\{(\w+)(?::\w+)?\}|\$(\w+)")
+VARIABLE = re.compile(r"\$\{(\w+)(?::\w+)?\}|\$([A-Za-z_]\w*)")
 BUILT_IN = {"__rate_interval", "__interval", "__range", "datasource"}
 NEEDS_UNIT = {"stat", "gauge", "bargauge", "timeseries", "table", "heatmap"}
 GRID_COLUMNS = 24
@@ -25,7 +25,9 @@ class Dashboard:
         self.path = pathlib.Path(path)
         self.raw = json.loads(self.path.read_text(encoding="utf-8"))
         self.uid, self.title = self.raw["uid"], self.raw["title"]
-        self.panels = [Panel(raw, raw["title"]) for raw in self.raw["panels"] if raw["type"] != "row"]
+        self.shown = [Panel(raw, raw["title"]) for raw in self.raw["panels"] if raw["type"] != "row"]
+        self.folded = [Panel(raw, raw["title"]) for row in self.raw["panels"] if row["type"] == "row" for raw in row["panels"]]
+        self.panels = self.shown + self.folded
         self.rows = [raw for raw in self.raw["panels"] if raw["type"] == "row"]
         self.variables = {v["name"]: v for v in self.raw["templating"]["list"]}
         self.annotations = [a for a in self.raw["annotations"]["list"] if a.get("expr")]
