@@ -9,6 +9,8 @@ use std::ops::Range;
 
 use memchr::memchr;
 
+/// After so many bytes without a quote or bracket, an array of numbers is likely.
+const LONG_PLAIN: u32 = 64;
 /// Strings up to this length are crossed byte by byte: a vector search takes longer to begin.
 const SHORT_STRING: usize = 24;
 /// Kinds of brackets are compared down to this depth; below it only their number is.
@@ -184,14 +186,21 @@ impl<W: Watcher> Walk<'_, '_, W> {
             return Err(self.error("expected a key"));
         }
         let start = self.at;
+        // Nearly all keys are short and plain.
+        for (length, byte) in self.text[start + 1..].iter().enumerate() {
+            match byte {
+                b'"' => {
+                    self.at = start + length + 2;
+                    return Ok((start..self.at, false));
+                }
+                b' '..=b'[' | b']'..=b'~' => {}
+                _ => break,
+            }
+        }
         let raw = self.string()?;
         let key = start..raw.end + 1;
-        let inside = &self.text[raw];
-        if inside.iter().all(|byte| matches!(byte, b' '..=b'[' | b']'..=b'~')) {
-            return Ok((key, false));
-        }
         match string(&self.text[key.clone()]) {
-            Some(_) => Ok((key, inside.contains(&b'\\'))),
+            Some(_) => Ok((key, self.text[raw].contains(&b'\\'))),
             None => Err(JsonError { at: start, what: "invalid key" }),
         }
     }
@@ -256,8 +265,8 @@ impl<W: Watcher> Walk<'_, '_, W> {
     fn nested(&mut self) -> Result<(), JsonError> {
         let mut depth = 0_u32;
         let mut objects = 0_u128;
+        let mut plain = 0_u32;
         loop {
-            self.plain();
             let Some(byte) = self.peek() else { return Err(self.error("unexpected end")) };
             match byte {
                 b'"' => {
@@ -283,7 +292,14 @@ impl<W: Watcher> Walk<'_, '_, W> {
                         return Ok(());
                     }
                 }
-                _ => {}
+                _ => {
+                    plain += 1;
+                    if plain == LONG_PLAIN {
+                        self.plain();
+                        plain = 0;
+                        continue;
+                    }
+                }
             }
             self.at += 1;
         }
