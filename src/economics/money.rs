@@ -114,6 +114,9 @@ impl Sum for NanoUsd {
 /// A precision (`{:.2}`) rounds half away from zero, for tables.
 impl fmt::Display for NanoUsd {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if out.precision().is_none() && out.width().is_none() {
+            return out.write_str(self.exact(&mut [0; EXACT_LENGTH]));
+        }
         let decimals = out.precision();
         let mut nanos = self.0.unsigned_abs();
         if let Some(decimals) = decimals.filter(|decimals| *decimals < 9) {
@@ -132,6 +135,44 @@ impl fmt::Display for NanoUsd {
             None => out.write_str(&text),
         }
     }
+}
+
+/// Longest exact decimal: a sign, ten digits, the point, nine decimals.
+const EXACT_LENGTH: usize = 21;
+
+impl NanoUsd {
+    /// The exact decimal, written by hand because every answer carries one.
+    fn exact(self, buffer: &mut [u8; EXACT_LENGTH]) -> &str {
+        let nanos = self.0.unsigned_abs();
+        let (mut whole, mut fraction, mut decimals) = (nanos / NANOS_PER_USD, nanos % NANOS_PER_USD, 9);
+        while decimals > 2 && fraction % 10 == 0 {
+            fraction /= 10;
+            decimals -= 1;
+        }
+        let mut at = buffer.len();
+        let mut put = |byte: u8| {
+            at -= 1;
+            buffer[at] = byte;
+        };
+        for _ in 0..decimals {
+            put(last_digit(fraction));
+            fraction /= 10;
+        }
+        put(b'.');
+        put(last_digit(whole));
+        while whole > 9 {
+            whole /= 10;
+            put(last_digit(whole));
+        }
+        if self.0 < 0 {
+            put(b'-');
+        }
+        std::str::from_utf8(&buffer[at..]).expect("digits, a point and a sign are ASCII")
+    }
+}
+
+fn last_digit(number: u64) -> u8 {
+    b'0' + u8::try_from(number % 10).expect("a digit is below ten")
 }
 
 /// What is wrong with a decimal that was to be an amount or a price.

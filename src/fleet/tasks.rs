@@ -29,6 +29,16 @@ pub(super) struct Hands {
     clock: Clock,
 }
 
+/// Whether any of the addresses that are asked wants TLS.
+fn speaks_tls(replicas: &[Arc<Replica>], metrics_url: Option<&str>, control: &Control) -> bool {
+    let webhook = match control {
+        Control::Webhook { url, .. } => Some(url.as_str()),
+        _ => None,
+    };
+    let replicas = replicas.iter().map(|replica| replica.base_url.as_str());
+    replicas.chain(metrics_url).chain(webhook).any(|url| !url.starts_with("http://") && !url.starts_with('/'))
+}
+
 impl Hands {
     pub(super) fn new(
         backend: &Backend,
@@ -40,11 +50,13 @@ impl Hands {
             BackendKind::Api => None,
             BackendKind::SelfHosted(own) => own.metrics_url.clone(),
         };
+        let tls = speaks_tls(&replicas, metrics_url.as_deref(), &control);
         Self {
             backend: backend.name.clone(),
             control,
             replicas,
-            client: probe::client(backend.timeouts.connect).expect("TLS with built-in roots can be set up"),
+            client: probe::client(backend.timeouts.connect, tls)
+                .expect("TLS with built-in roots can be set up"),
             key: backend.api_key.clone(),
             health_path: backend.health.path.clone(),
             probe_timeout: backend.health.timeout,

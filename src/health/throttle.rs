@@ -7,7 +7,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
 
 use crate::economics::Timestamp;
 
@@ -27,7 +27,8 @@ pub struct Throttle {
 impl Throttle {
     /// Reads the headers of an answer.
     pub fn observe(&self, now: Timestamp, headers: &HeaderMap) {
-        let wait = ["requests", "tokens"].iter().filter_map(|unit| allowance(headers, unit)?.wait()).max();
+        let wait =
+            [&REQUESTS, &TOKENS].into_iter().filter_map(|names| allowance(headers, names)?.wait()).max();
         if let Some(wait) = wait {
             self.until.fetch_max((now + wait.min(MAX_THROTTLE)).as_millis(), Ordering::Relaxed);
         }
@@ -65,12 +66,32 @@ impl Allowance {
     }
 }
 
-fn allowance(headers: &HeaderMap, unit: &str) -> Option<Allowance> {
-    let text = |part: &str| headers.get(format!("x-ratelimit-{part}-{unit}"))?.to_str().ok();
+/// The headers of one allowance, named once: every answer is looked at.
+struct Names {
+    limit: HeaderName,
+    remaining: HeaderName,
+    reset: HeaderName,
+}
+
+static REQUESTS: Names = Names {
+    limit: HeaderName::from_static("x-ratelimit-limit-requests"),
+    remaining: HeaderName::from_static("x-ratelimit-remaining-requests"),
+    reset: HeaderName::from_static("x-ratelimit-reset-requests"),
+};
+
+static TOKENS: Names = Names {
+    limit: HeaderName::from_static("x-ratelimit-limit-tokens"),
+    remaining: HeaderName::from_static("x-ratelimit-remaining-tokens"),
+    reset: HeaderName::from_static("x-ratelimit-reset-tokens"),
+};
+
+fn allowance(headers: &HeaderMap, names: &Names) -> Option<Allowance> {
+    let text = |name: &HeaderName| headers.get(name)?.to_str().ok();
+    let remaining = text(&names.remaining)?;
     Some(Allowance {
-        limit: text("limit").and_then(|limit| limit.trim().parse().ok()),
-        remaining: text("remaining")?.trim().parse().ok()?,
-        reset: duration(text("reset")?)?,
+        limit: text(&names.limit).and_then(|limit| limit.trim().parse().ok()),
+        remaining: remaining.trim().parse().ok()?,
+        reset: duration(text(&names.reset)?)?,
     })
 }
 

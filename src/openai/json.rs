@@ -9,6 +9,10 @@ use std::ops::Range;
 
 use memchr::memchr;
 
+/// After so many bytes without a quote or bracket, an array of numbers is likely.
+const LONG_PLAIN: u32 = 64;
+/// Strings up to this length are crossed byte by byte: a vector search takes longer to begin.
+const SHORT_STRING: usize = 24;
 /// Kinds of brackets are compared down to this depth; below it only their number is.
 const CHECKED_DEPTH: u32 = 128;
 
@@ -26,13 +30,15 @@ pub struct Member {
     /// The key with its quotes.
     pub key: Range<usize>,
     pub value: Range<usize>,
+    /// The key is written with escapes.
+    pub is_escaped: bool,
 }
 
 impl Member {
     /// The key's text. An escaped key (`"mod\u0065l"`) is the same key to every server.
     pub fn name<'a>(&self, text: &'a [u8]) -> Cow<'a, [u8]> {
         let raw = &text[self.key.start + 1..self.key.end - 1];
-        match unescape(raw) {
+        match self.is_escaped.then(|| unescape(raw)).flatten() {
             Some(text) => Cow::Owned(text.into_bytes()),
             None => Cow::Borrowed(raw),
         }
@@ -43,9 +49,8 @@ impl Member {
     }
 }
 
-/// The text of a JSON string's inside, if it has escapes and is valid; `None` when the bytes are the text.
+/// The text of a JSON string's inside that has escapes, if it is valid.
 fn unescape(raw: &[u8]) -> Option<String> {
-    memchr(b'\\', raw)?;
     let quoted = [b"\"", raw, b"\""].concat();
     serde_json::from_slice(&quoted).ok()
 }
@@ -64,6 +69,9 @@ pub fn string(value: &[u8]) -> Option<Cow<'_, str>> {
 
 /// A number that is a whole one and not negative; `25.0` is 25.
 pub fn whole_number(value: &[u8]) -> Option<u64> {
+    if !value.first()?.is_ascii_digit() {
+        return None;
+    }
     let text = std::str::from_utf8(value).ok()?;
     text.parse().ok().or_else(|| {
         let number: f64 = text.parse().ok()?;
@@ -151,14 +159,14 @@ impl<W: Watcher> Walk<'_, '_, W> {
             return self.end();
         }
         loop {
-            let key = self.key()?;
+            let (key, is_escaped) = self.key()?;
             self.space();
             self.expect(b':', "expected `:`")?;
             self.space();
             self.watcher.member(&self.text[key.start + 1..key.end - 1]);
             let start = self.at;
             self.value()?;
-            visit(Member { key, value: start..self.at });
+            visit(Member { key, value: start..self.at, is_escaped });
             self.space();
             match self.peek() {
                 Some(b',') => self.at += 1,
@@ -172,14 +180,29 @@ impl<W: Watcher> Walk<'_, '_, W> {
         }
     }
 
-    fn key(&mut self) -> Result<Range<usize>, JsonError> {
+    /// A key with its quotes, and whether it has escapes.
+    fn key(&mut self) -> Result<(Range<usize>, bool), JsonError> {
         if self.peek() != Some(b'"') {
             return Err(self.error("expected a key"));
         }
         let start = self.at;
+        // Nearly all keys are short and plain.
+        for (length, byte) in self.text[start + 1..].iter().enumerate() {
+            match byte {
+                b'"' => {
+                    self.at = start + length + 2;
+                    return Ok((start..self.at, false));
+                }
+                b' '..=b'[' | b']'..=b'~' => {}
+                _ => break,
+            }
+        }
         let raw = self.string()?;
-        let valid = string(&self.text[start..self.at]).is_some();
-        if valid { Ok(start..raw.end + 1) } else { Err(JsonError { at: start, what: "invalid key" }) }
+        let key = start..raw.end + 1;
+        match string(&self.text[key.clone()]) {
+            Some(_) => Ok((key, self.text[raw].contains(&b'\\'))),
+            None => Err(JsonError { at: start, what: "invalid key" }),
+        }
     }
 
     fn value(&mut self) -> Result<(), JsonError> {
@@ -242,8 +265,8 @@ impl<W: Watcher> Walk<'_, '_, W> {
     fn nested(&mut self) -> Result<(), JsonError> {
         let mut depth = 0_u32;
         let mut objects = 0_u128;
+        let mut plain = 0_u32;
         loop {
-            self.plain();
             let Some(byte) = self.peek() else { return Err(self.error("unexpected end")) };
             match byte {
                 b'"' => {
@@ -269,7 +292,14 @@ impl<W: Watcher> Walk<'_, '_, W> {
                         return Ok(());
                     }
                 }
-                _ => {}
+                _ => {
+                    plain += 1;
+                    if plain == LONG_PLAIN {
+                        self.plain();
+                        plain = 0;
+                        continue;
+                    }
+                }
             }
             self.at += 1;
         }
@@ -294,7 +324,7 @@ impl<W: Watcher> Walk<'_, '_, W> {
         let start = self.at + 1;
         let mut from = start;
         loop {
-            let Some(offset) = memchr(b'"', &self.text[from..]) else {
+            let Some(offset) = quote_in(&self.text[from..]) else {
                 return Err(JsonError { at: start - 1, what: "unterminated string" });
             };
             let quote = from + offset;
@@ -335,6 +365,13 @@ impl<W: Watcher> Walk<'_, '_, W> {
     fn error(&self, what: &'static str) -> JsonError {
         JsonError { at: self.at, what }
     }
+}
+
+/// Where the first quote is.
+#[inline]
+fn quote_in(text: &[u8]) -> Option<usize> {
+    let (near, far) = text.split_at(text.len().min(SHORT_STRING));
+    near.iter().position(|byte| *byte == b'"').or_else(|| Some(near.len() + memchr(b'"', far)?))
 }
 
 #[cfg(test)]

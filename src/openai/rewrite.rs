@@ -36,6 +36,9 @@ impl Call {
     /// # Errors
     /// 400 when a rule refuses a parameter that the request has.
     pub fn rewrite(&self, body: &Bytes, change: &Change<'_>) -> Result<Bytes, ApiError> {
+        if self.is_fine_as_it_is(change) {
+            return Ok(body.clone());
+        }
         let edits = self
             .members
             .iter()
@@ -46,6 +49,15 @@ impl Call {
             return Ok(body.clone());
         }
         Ok(self.assemble(body, &edits, &additions))
+    }
+
+    /// Whether nothing can need a change, known without a look at the members.
+    fn is_fine_as_it_is(&self, change: &Change<'_>) -> bool {
+        change.rules.is_empty()
+            && !change.remove_stream_options
+            && !self.asks_for_usage(change)
+            && self.model_member.is_some()
+            && change.model.is_none_or(|model| model == self.model)
     }
 
     fn edit<'a>(&self, member: &Member, body: &'a Bytes, change: &Change<'a>) -> Result<Edit<'a>, ApiError> {

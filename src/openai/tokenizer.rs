@@ -6,7 +6,7 @@
 //! schemas, images, audio) is approximated as said at the functions here. None of this belongs on the request
 //! path: loading a vocabulary takes tens of milliseconds, and a long prompt milliseconds. There, use [`Ratio`].
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bpe_openai::Tokenizer;
 use serde_json::Value;
@@ -54,7 +54,22 @@ impl Encoding {
         self.tokenizer().count(text) as u64
     }
 
+    /// Whether the vocabulary is in memory, where it takes some eighty megabytes.
+    pub fn is_loaded(self) -> bool {
+        self.loaded().load(Ordering::Relaxed)
+    }
+
+    fn loaded(self) -> &'static AtomicBool {
+        static O200K: AtomicBool = AtomicBool::new(false);
+        static CL100K: AtomicBool = AtomicBool::new(false);
+        match self {
+            Self::O200kBase => &O200K,
+            Self::Cl100kBase => &CL100K,
+        }
+    }
+
     fn tokenizer(self) -> &'static Tokenizer {
+        self.loaded().store(true, Ordering::Relaxed);
         match self {
             Self::O200kBase => bpe_openai::o200k_base(),
             Self::Cl100kBase => bpe_openai::cl100k_base(),

@@ -5,27 +5,38 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use crate::upstream::Backend;
 
 /// Headers of one connection, not of the message (RFC 9110, 7.6.1).
-static HOP_BY_HOP: [HeaderName; 8] = [
-    header::CONNECTION,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-    header::PROXY_AUTHENTICATE,
-    header::PROXY_AUTHORIZATION,
-    header::TE,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-];
+fn is_hop_by_hop(name: &str) -> bool {
+    matches!(
+        name,
+        "connection"
+            | "keep-alive"
+            | "proxy-connection"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+            | "te"
+            | "transfer-encoding"
+            | "upgrade"
+    )
+}
 
 /// Headers that carry the client's credentials or account: they go to the API, and only there.
-static CREDENTIALS: [HeaderName; 7] = [
-    header::AUTHORIZATION,
-    header::COOKIE,
-    HeaderName::from_static("api-key"),
-    HeaderName::from_static("x-api-key"),
-    HeaderName::from_static("openai-organization"),
-    HeaderName::from_static("openai-project"),
-    HeaderName::from_static("anthropic-beta"),
-];
+fn is_credential(name: &str) -> bool {
+    matches!(
+        name,
+        "authorization"
+            | "cookie"
+            | "api-key"
+            | "x-api-key"
+            | "openai-organization"
+            | "openai-project"
+            | "anthropic-beta"
+    )
+}
+
+/// Headers between the client and us alone.
+fn is_for_us(name: &str) -> bool {
+    matches!(name, "host" | "content-length" | "expect" | "x-breakeven-backend" | "x-breakeven-tags")
+}
 
 pub const BACKEND: HeaderName = HeaderName::from_static("x-breakeven-backend");
 pub const TAGS: HeaderName = HeaderName::from_static("x-breakeven-tags");
@@ -42,8 +53,20 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
             headers.remove(name);
         }
     }
-    for name in &HOP_BY_HOP {
-        headers.remove(name);
+    take_all(headers, is_hop_by_hop, |_, _| {});
+}
+
+/// Takes out the headers whose name is `unwanted`. A look at each name that is there costs less than a lookup
+/// of each that could be: nearly all are absent.
+fn take_all(
+    headers: &mut HeaderMap,
+    unwanted: impl Fn(&str) -> bool,
+    mut taken: impl FnMut(HeaderName, HeaderValue),
+) {
+    while let Some(name) = headers.keys().find(|name| unwanted(name.as_str())).cloned() {
+        if let Some(value) = headers.remove(&name) {
+            taken(name, value);
+        }
     }
 }
 
@@ -53,19 +76,23 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
 pub struct Head {
     headers: HeaderMap,
     credentials: Vec<(HeaderName, HeaderValue)>,
+    /// There are credentials in `headers`.
+    is_dressed: bool,
+    /// What a backend's own headers have replaced, to be put back for the next.
+    replaced: Vec<(HeaderName, Option<HeaderValue>)>,
 }
 
 impl Head {
     pub fn new(mut headers: HeaderMap) -> Self {
         strip_hop_by_hop(&mut headers);
-        for name in [header::HOST, header::CONTENT_LENGTH, header::EXPECT, BACKEND, TAGS] {
-            headers.remove(name);
-        }
-        let credentials = CREDENTIALS
-            .iter()
-            .filter_map(|name| headers.remove(name).map(|value| (name.clone(), value)))
-            .collect();
-        Self { headers, credentials }
+        let mut credentials = Vec::new();
+        let unwanted = |name: &str| is_for_us(name) || is_credential(name);
+        take_all(&mut headers, unwanted, |name, value| {
+            if is_credential(name.as_str()) {
+                credentials.push((name, value));
+            }
+        });
+        Self { headers, credentials, is_dressed: false, replaced: Vec::new() }
     }
 
     /// Asks for the answer as it is, so that its usage can be read.
@@ -92,15 +119,31 @@ impl Head {
 
     /// Puts in what a backend may see, and takes out what was there for another.
     pub fn dress(&mut self, backend: &Backend) {
+        self.take_back();
         self.put(backend.credential(), backend.passes_credentials());
-        for (name, value) in backend.extra_headers() {
-            self.headers.insert(name.clone(), value.clone());
+        self.add(backend.extra_headers());
+    }
+
+    /// Takes out a backend's own headers: they may be secret.
+    fn take_back(&mut self) {
+        for (name, before) in self.replaced.drain(..).rev() {
+            match before {
+                Some(value) => drop(self.headers.insert(name, value)),
+                None => drop(self.headers.remove(name)),
+            }
+        }
+    }
+
+    fn add(&mut self, extra: &[(HeaderName, HeaderValue)]) {
+        for (name, value) in extra {
+            let before = self.headers.insert(name.clone(), value.clone());
+            self.replaced.push((name.clone(), before));
         }
     }
 
     fn put(&mut self, credential: Option<&HeaderValue>, may_pass: bool) {
-        for name in &CREDENTIALS {
-            self.headers.remove(name);
+        if std::mem::replace(&mut self.is_dressed, true) {
+            take_all(&mut self.headers, is_credential, |_, _| {});
         }
         match credential {
             Some(credential) => {
@@ -149,6 +192,19 @@ mod tests {
             sent.put(None, false);
             assert_eq!(sent.headers(), &head(&[("x-kept", "1")]), "{name}");
         }
+    }
+
+    #[test]
+    fn one_backends_own_headers_do_not_reach_the_next() {
+        let mut sent = Head::new(head(&[("x-both", "client")]));
+        let secret = [
+            (HeaderName::from_static("x-both"), HeaderValue::from_static("ours")),
+            (HeaderName::from_static("x-secret"), HeaderValue::from_static("ours")),
+        ];
+        sent.add(&secret);
+        assert_eq!(sent.headers(), &head(&[("x-both", "ours"), ("x-secret", "ours")]));
+        sent.take_back();
+        assert_eq!(sent.headers(), &head(&[("x-both", "client")]));
     }
 
     #[test]

@@ -25,6 +25,8 @@ use decode::Decoder;
 pub const MAX_HEAD_BYTES: usize = 64 * 1024;
 /// Most header fields of an answer.
 pub const MAX_HEADERS: usize = 128;
+/// Room for what is added on the way to the client, so that the map need not grow for it.
+const ADDED_HEADERS: usize = 6;
 /// Informational answers (1xx) accepted before the real one.
 const MAX_INFORMATIONAL: usize = 8;
 /// What a stream of small events needs; many streams at once pay for it in memory.
@@ -310,7 +312,7 @@ fn read_head(head: &Bytes, method: &Method) -> Result<Answer, WireError> {
 }
 
 fn header_map(whole: &Bytes, fields: &[httparse::Header<'_>]) -> Result<HeaderMap, WireError> {
-    let mut headers = HeaderMap::with_capacity(fields.len());
+    let mut headers = HeaderMap::with_capacity(fields.len() + ADDED_HEADERS);
     for field in fields {
         let name = HeaderName::from_bytes(field.name.as_bytes())
             .map_err(|_| WireError::Malformed("a header name is not valid"))?;

@@ -290,7 +290,9 @@ impl Exchange {
             return;
         }
         let (Some(body), Some(served)) = (self.body.clone(), &self.served) else { return };
-        if tokenizer::Encoding::of(&call.model).is_none() || call.media_parts > 0 {
+        // A vocabulary is not loaded for a comparison alone.
+        let is_loaded = tokenizer::Encoding::of(&call.model).is_some_and(tokenizer::Encoding::is_loaded);
+        if !is_loaded || call.media_parts > 0 {
             return;
         }
         let (model, endpoint, series, upstream) =

@@ -16,8 +16,8 @@ use crate::poll;
 use crate::process::{self, Core};
 use crate::samples::{Percentiles, micros};
 
-/// How long an open loop waits for the last answers.
-const PATIENCE_NS: u64 = 10_000_000_000;
+/// How long the last answers are waited for.
+const PATIENCE_NS: u64 = 30_000_000_000;
 
 #[derive(Debug, Clone, clap::Args)]
 pub struct Arguments {
@@ -107,9 +107,9 @@ fn measure(arguments: &Arguments) -> anyhow::Result<Report> {
     client.run_until(start, window_end)?;
     let after = Snapshot::take(&pids);
     let resident_kb = process::resident_kb(&pids);
-    let events_in_window = client.totals.events;
+    let in_window = (client.totals.complete, client.totals.events);
     client.finish(window_end + PATIENCE_NS)?;
-    Ok(report(arguments, &mut client.totals, &before, &after, resident_kb, events_in_window))
+    Ok(report(arguments, &mut client.totals, &before, &after, resident_kb, in_window))
 }
 
 fn millis(millis: u64) -> u64 {
@@ -130,12 +130,12 @@ fn report(
     before: &Snapshot,
     after: &Snapshot,
     resident_kb: u64,
-    events: u64,
+    (complete, events): (u64, u64),
 ) -> Report {
     let seconds = Duration::from_nanos(after.at_ns - before.at_ns).as_secs_f64();
     let cpu_us = micros(after.cpu_ns.saturating_sub(before.cpu_ns));
     // In an open loop answers trail the window: count what was due in it.
-    let calls = arguments.rate.map_or(totals.complete as f64, |rate| rate as f64 * seconds);
+    let calls = arguments.rate.map_or(complete as f64, |rate| rate as f64 * seconds);
     let per = |count: f64| (arguments.pid.is_some() && count > 0.0).then(|| cpu_us / count);
     let stolen = |core: usize| {
         let ticks = after.cores[core].stolen_ticks - before.cores[core].stolen_ticks;
@@ -143,11 +143,11 @@ fn report(
     };
     Report {
         seconds,
-        calls: totals.complete,
+        calls: complete,
         events,
         failures: totals.failures,
         first_failure: totals.first_failure.take(),
-        calls_per_second: totals.complete as f64 / seconds,
+        calls_per_second: complete as f64 / seconds,
         events_per_second: events as f64 / seconds,
         cpu_us_per_call: per(calls),
         cpu_us_per_event: per(events as f64),

@@ -91,6 +91,7 @@ pub(super) struct Client {
     idle: Vec<usize>,
     backlog: VecDeque<u64>,
     under_way: usize,
+    is_finishing: bool,
     serial: u64,
     stamp: Finder<'static>,
     scratch: Vec<u8>,
@@ -114,6 +115,7 @@ impl Client {
             idle: Vec::new(),
             backlog: VecDeque::new(),
             under_way: 0,
+            is_finishing: false,
             serial: 0,
             stamp: Finder::new(STAMP),
             scratch: vec![0; 256 * 1024],
@@ -136,10 +138,10 @@ impl Client {
         }
     }
 
-    /// Waits for the calls of an open loop that are still under way.
+    /// Starts nothing more and waits for the calls under way: one cut off would make the proxy count its tokens.
     pub fn finish(&mut self, deadline_ns: u64) -> anyhow::Result<()> {
-        let open_loop = self.interval_ns.take().is_some();
-        while open_loop && self.under_way > 0 {
+        self.is_finishing = true;
+        while self.under_way > 0 {
             let left = deadline_ns.saturating_sub(poll::now_ns());
             anyhow::ensure!(left > 0, "{} calls were never answered", self.under_way);
             self.turn(left)?;
@@ -311,7 +313,7 @@ impl Client {
     fn rest(&mut self, slot: usize) {
         self.under_way -= 1;
         self.open[slot].is_busy = false;
-        if self.interval_ns.is_none() && self.next_due_ns.is_none() {
+        if self.interval_ns.is_none() && !self.is_finishing {
             self.start(slot, poll::now_ns());
         } else {
             self.idle.push(slot);
