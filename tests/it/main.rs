@@ -7,6 +7,7 @@ mod durability;
 mod fake;
 mod fleet;
 mod ledger;
+mod live;
 mod metrics;
 mod proxy;
 mod support;
