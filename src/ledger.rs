@@ -416,12 +416,12 @@ pub struct Event {
 }
 
 #[cfg(test)]
-mod testing {
+pub(crate) mod testing {
     use super::{Entry, Outcome, UsageSource};
     use crate::economics::{NanoUsd, Timestamp, Usage, Work};
 
     /// A call that ended `n` seconds after the epoch, with everything in it that can be.
-    pub(super) fn entry(n: u64) -> Entry {
+    pub(crate) fn entry(n: u64) -> Entry {
         Entry {
             id: uuid::Uuid::from_u64_pair(n, !n),
             opened_at: Timestamp::from_millis(n * 1000 - 700),

@@ -8,6 +8,7 @@ mod durability;
 mod fake;
 mod fleet;
 mod ledger;
+mod live;
 mod metrics;
 mod proxy;
 mod support;
