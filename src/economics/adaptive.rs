@@ -1,100 +1,320 @@
-//! Reference experts.
+//! How many replicas to hold when nobody knows what comes: layers, shadow rules, a short forecast.
+//!
+//! A fleet is a set of layers (see [`super::layers`]), each of which is on or off. For every layer a couple of
+//! hundred rules run in the shadow: lazy capacity with many prices of a change, thresholds on smoothed gains,
+//! thresholds on forecasts. Each is charged what its replica would have cost, start-up and minimum included.
+//! The layer follows the rule that has lost least lately, judged by the layer's own losses and, with less
+//! weight, by those on all layers, and changes only when another leads by the price of a start.
+//!
+//! Forecasts are linear regressions learnt online. They earn their place like every other rule: where they are
+//! no better than the simple rules, the simple rules are followed.
+//!
+//! Guards: nothing is started while a full replica would not earn its rent (`kappa < 1`), minimums are
+//! honoured, and never more is wanted than the pool may hold. All quantities are in rents of a slot; money is
+//! counted elsewhere.
+
+mod experts;
+mod forecast;
+mod history;
+
 use std::time::Duration;
 
 use super::layers::slots_in;
-use super::lcp::LazyLayer;
-use super::policy::{Decision, Fleet, Policy, Preference, Reason, Slot};
-use super::{PoolSpec, Timestamp};
+use super::policy::{Decision, Fleet, Policy, Reason, Slot};
+use super::{PoolSpec, Timestamp, break_even};
+use experts::{HALF_LIVES, Life, Rule, Shadow, Sight};
+use forecast::{FEATURES, Features, Regression, STRETCHES};
+use history::{Fading, History, Rhythm, rate};
 
-#[derive(Debug, Clone)]
-struct Ex {
-    on: bool,
-    age: u32,
-    loss: f64,
-}
-#[derive(Debug, Clone)]
-struct L {
-    lcp: Vec<LazyLayer>,
-    ex: Vec<Ex>,
-    ew: [f64; 3],
-    pick: usize,
-}
+/// Losses are halved in this time.
+const LOSS_HALF_LIFE: Duration = Duration::from_hours(48);
 
+/// What the regressions have learnt is halved in this time.
+const FORECAST_HALF_LIFE: Duration = Duration::from_hours(96);
+
+/// Weight of the losses on all layers beside the layer's own.
+const SHARED: f64 = 0.3;
+
+/// Edges of the lags that the forecast sees, in fifths of a start-up.
+const LAGS: [usize; 12] = [0, 1, 2, 4, 7, 11, 16, 22, 30, 45, 60, 90];
+
+/// Half-lives of the long means of a layer, and of the volume, in fifths of a start-up.
+const LONG_HALF_LIVES: [f64; 2] = [240.0, 1440.0];
+const VOLUME_HALF_LIVES: [f64; 3] = [2.0, 8.0, 30.0];
+
+/// Half-life of the ratio that tells whether a full replica would pay, in fifths of a start-up.
+const KAPPA_HALF_LIFE: f64 = 60.0;
+
+/// A layer with less than this in all its features is asleep and teaches nothing.
+const ASLEEP: f64 = 1e-3;
+
+/// The policy `adaptive`.
 #[derive(Debug)]
 pub struct Adaptive {
     slot: Duration,
-    layers: Vec<L>,
+    state: Option<State>,
 }
+
 impl Adaptive {
+    /// A policy that is asked once a slot of that length.
     pub fn new(slot: Duration) -> Self {
-        Self { slot, layers: vec![] }
+        Self { slot: slot.max(Duration::from_millis(1)), state: None }
     }
 }
-const A: [f64; 6] = [0.02, 0.1, 0.3, 1.0, 2.0, f64::INFINITY];
-const B: [f64; 7] = [0.05, 0.3, 1.0, 2.0, 4.0, 12.0, f64::INFINITY];
+
 impl Policy for Adaptive {
     fn name(&self) -> &'static str {
         "adaptive"
     }
-    fn decide(&mut self, pool: &PoolSpec, _: Timestamp, finished: &Slot, _: Fleet) -> Decision {
-        let d = slots_in(pool.startup, self.slot);
-        let beta = f64::from(d);
-        let dt = self.slot.as_secs_f64();
-        if self.layers.is_empty() {
-            self.layers = vec![
-                L {
-                    lcp: vec![LazyLayer::default(); 42],
-                    ex: vec![Ex { on: false, age: 0, loss: 0.0 }; 51],
-                    ew: [0.0; 3],
-                    pick: 3 * 7 + 2
-                };
-                pool.max_replicas as usize
-            ];
+
+    fn decide(&mut self, pool: &PoolSpec, at: Timestamp, finished: &Slot, fleet: Fleet) -> Decision {
+        let slot = self.slot;
+        let scales = Scales::new(pool, slot);
+        let layers = pool.max_replicas as usize;
+        let fits = |state: &State| state.scales == scales && state.layers.len() == layers;
+        if !self.state.as_ref().is_some_and(fits) {
+            self.state = Some(State::new(scales, layers, slot));
         }
-        let decay = 2f64.powf(-dt / 86400.0);
-        let mut n = 0;
-        for (l, g) in self.layers.iter_mut().zip(finished.gains_in_rents(pool, self.slot)) {
-            for e in &mut l.ex {
-                let served = e.on && e.age >= d;
-                e.loss = e.loss * decay + if e.on { 1.0 } else { 0.0 } + if served { 0.0 } else { g };
-                if e.on {
-                    e.age += 1;
-                }
-            }
-            for (i, x) in l.lcp.iter_mut().enumerate() {
-                x.learn(g, A[i / 7] * beta, B[i % 7] * beta);
-                let e = &mut l.ex[i];
-                if x.is_on() != e.on {
-                    e.on = x.is_on();
-                    e.age = 0;
-                }
-            }
-            for (k, hl) in [300.0, 900.0, 3600.0].into_iter().enumerate() {
-                let w = 2f64.powf(-dt / hl);
-                l.ew[k] = l.ew[k] * w + g * (1.0 - w);
-                for (m, (u, v)) in [(1.0, 0.8), (1.25, 0.6), (1.0, 0.5)].into_iter().enumerate() {
-                    let e = &mut l.ex[42 + k * 3 + m];
-                    let on = if e.on { l.ew[k] >= v } else { l.ew[k] > u };
-                    if on != e.on {
-                        e.on = on;
-                        e.age = 0;
-                    }
-                }
-            }
-            let best = (0..51)
-                .min_by(|a, b| l.ex[*a].loss.total_cmp(&l.ex[*b].loss))
-                .expect("a range of 51 has a least");
-            if l.ex[best].loss + beta < l.ex[l.pick].loss {
-                l.pick = best;
-            }
-            if l.ex[l.pick].on {
-                n += 1;
-            }
-        }
-        Decision {
-            target_replicas: n,
-            preference: if n > 0 { Preference::SelfHosted } else { Preference::Api },
-            reason: Reason::Cheapest,
+        let state = self.state.as_mut().expect("made above if it was missing");
+        state.learn(pool, slot, at, finished);
+        let wanted = state.wanted();
+        let held = fleet.starting + fleet.ready;
+        let target = if state.pays() { wanted } else { wanted.min(held) };
+        Decision::hold(target.min(pool.max_replicas), Reason::Cheapest)
+    }
+}
+
+/// Times of a pool in slots.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Scales {
+    startup: u32,
+    minimum: u32,
+    /// Slots of a fifth of a start-up, at least one.
+    unit: usize,
+    /// Slots of a stretch that is forecast.
+    stretch: usize,
+}
+
+impl Scales {
+    fn new(pool: &PoolSpec, slot: Duration) -> Self {
+        let startup = slots_in(pool.startup, slot);
+        Self {
+            startup,
+            minimum: slots_in(pool.minimum, slot),
+            unit: (startup as usize).div_ceil(5).max(1),
+            stretch: (startup as usize).max(1),
         }
     }
+
+    fn life(self) -> Life {
+        Life { startup: self.startup, minimum: self.minimum }
+    }
+
+    /// A rate whose half-life is given in units.
+    #[expect(clippy::cast_precision_loss, reason = "a few slots")]
+    fn rate(self, half_life: f64) -> f64 {
+        rate(half_life * self.unit as f64)
+    }
+
+    /// Slots from the first that is forecast to the last.
+    fn reach(self) -> usize {
+        4 * self.stretch
+    }
+}
+
+#[derive(Debug)]
+struct State {
+    scales: Scales,
+    rules: Vec<Rule>,
+    layers: Vec<Layer>,
+    regression: Regression,
+    /// Losses of each rule on all layers.
+    shared: Vec<f64>,
+    /// The volume in replicas.
+    volume: [Fading; VOLUME_HALF_LIVES.len()],
+    worth: Fading,
+    rent_of_work: Fading,
+    keep_loss: f64,
+    keep_lesson: f64,
+}
+
+#[derive(Debug)]
+struct Layer {
+    history: History,
+    means: [Fading; HALF_LIVES.len()],
+    long_means: [Fading; LONG_HALF_LIVES.len()],
+    hour: Rhythm,
+    day: Rhythm,
+    week: Rhythm,
+    /// Features of the last slots, in a ring: what was known then about what has come since.
+    known: Vec<Features>,
+    seen: usize,
+    shadows: Vec<Shadow>,
+    pick: usize,
+}
+
+impl State {
+    #[expect(clippy::cast_precision_loss, reason = "the number of layers is small")]
+    fn new(scales: Scales, layers: usize, slot: Duration) -> Self {
+        let rules = experts::rules();
+        let first = experts::first_rule(&rules);
+        let keep = |half_life: Duration| (-slot.as_secs_f64() / half_life.as_secs_f64()).exp2();
+        let mut belief = [0.0; FEATURES];
+        belief[..4].copy_from_slice(&[0.4, 0.2, 0.2, 0.2]);
+        Self {
+            scales,
+            layers: (0..layers).map(|_| Layer::new(scales, slot, rules.len(), first)).collect(),
+            shared: vec![0.0; rules.len()],
+            rules,
+            regression: Regression::new(belief),
+            volume: [Fading::default(); VOLUME_HALF_LIVES.len()],
+            worth: Fading::default(),
+            rent_of_work: Fading::default(),
+            keep_loss: keep(LOSS_HALF_LIFE),
+            keep_lesson: keep(FORECAST_HALF_LIFE).powf(1.0 / layers.max(1) as f64),
+        }
+    }
+
+    /// Learns a finished slot that ended at `at`, and lets every rule decide for the next.
+    fn learn(&mut self, pool: &PoolSpec, slot: Duration, at: Timestamp, finished: &Slot) {
+        let scales = self.scales;
+        let replicas = finished.work.as_replica_seconds_f64() / slot.as_secs_f64();
+        for (mean, half_life) in self.volume.iter_mut().zip(VOLUME_HALF_LIVES) {
+            mean.see(replicas, scales.rate(half_life));
+        }
+        self.worth.see(finished.worth(pool).to_usd_f64(), scales.rate(KAPPA_HALF_LIFE));
+        let rent = break_even::rent_of_work(pool, finished).to_usd_f64();
+        self.rent_of_work.see(rent, scales.rate(KAPPA_HALF_LIFE));
+        let began = at.saturating_sub(slot);
+        self.shared.iter_mut().for_each(|loss| *loss *= self.keep_loss);
+        for (index, gain) in finished.gains_in_rents(pool, slot).enumerate() {
+            let layer = &mut self.layers[index];
+            layer.charge(gain, scales.life(), self.keep_loss, &mut self.shared);
+            layer.see(gain, began, scales);
+            layer.teach(&mut self.regression, scales, self.keep_lesson);
+            let features = layer.features(at, scales, index, &self.volume);
+            let forecast = self.regression.forecast(&features);
+            layer.remember(features);
+            layer.decide(&self.rules, gain, forecast, scales.life());
+        }
+        let price_of_a_change = f64::from(scales.startup.max(1));
+        for layer in &mut self.layers {
+            layer.choose(&self.shared, price_of_a_change);
+        }
+    }
+
+    /// Layers whose rule wants a replica.
+    fn wanted(&self) -> u32 {
+        let wanted = self.layers.iter().filter(|layer| layer.shadows[layer.pick].wants()).count();
+        u32::try_from(wanted).expect("at most `max_replicas` layers")
+    }
+
+    /// Whether a replica that is always full would earn its rent, by the traffic of late.
+    fn pays(&self) -> bool {
+        self.worth.mean >= self.rent_of_work.mean
+    }
+}
+
+impl Layer {
+    fn new(scales: Scales, slot: Duration, rules: usize, first: usize) -> Self {
+        let longest = LAGS[LAGS.len() - 1] * scales.unit;
+        Self {
+            history: History::new(longest.max(scales.reach())),
+            means: [Fading::default(); HALF_LIVES.len()],
+            long_means: [Fading::default(); LONG_HALF_LIVES.len()],
+            hour: Rhythm::new(Duration::from_hours(1), slot, 0.25),
+            day: Rhythm::new(Duration::from_hours(24), slot, 0.4),
+            week: Rhythm::new(Duration::from_hours(7 * 24), slot, 0.7),
+            known: vec![[0.0; FEATURES]; scales.reach() + 1],
+            seen: 0,
+            shadows: vec![Shadow::default(); rules],
+            pick: first,
+        }
+    }
+
+    fn charge(&mut self, gain: f64, life: Life, keep: f64, shared: &mut [f64]) {
+        for (shadow, shared) in self.shadows.iter_mut().zip(shared) {
+            *shared += shadow.charge(gain, life, keep);
+        }
+    }
+
+    fn see(&mut self, gain: f64, began: Timestamp, scales: Scales) {
+        self.history.push(gain);
+        for (mean, half_life) in self.means.iter_mut().zip(HALF_LIVES) {
+            mean.see(gain, scales.rate(half_life));
+        }
+        for (mean, half_life) in self.long_means.iter_mut().zip(LONG_HALF_LIVES) {
+            mean.see(gain, scales.rate(half_life));
+        }
+        self.hour.see(began, gain);
+        self.day.see(began, gain);
+        self.week.see(began, gain);
+    }
+
+    /// Shows the regression what came after what was known `reach` slots ago.
+    fn teach(&self, regression: &mut Regression, scales: Scales, keep: f64) {
+        let reach = scales.reach();
+        if self.seen < reach {
+            return;
+        }
+        let known = &self.known[(self.seen - reach) % self.known.len()];
+        if known[..FEATURES - 1].iter().map(|feature| feature.abs()).sum::<f64>() < ASLEEP {
+            return;
+        }
+        let came = stretches(scales).map(|(from, to)| self.history.mean(reach - to, reach - from));
+        regression.learn(known, came, keep);
+    }
+
+    fn features(&self, at: Timestamp, scales: Scales, index: usize, volume: &[Fading]) -> Features {
+        let (unit, stretch) = (scales.unit, scales.stretch);
+        let long = self.long_means[0].mean;
+        let mut features = [0.0; FEATURES];
+        let mut place = features.iter_mut();
+        let mut put = |value: f64| *place.next().expect("as many as are put") = value;
+        for lags in LAGS.windows(2) {
+            put(self.history.mean(lags[0] * unit, lags[1] * unit));
+        }
+        self.long_means.iter().for_each(|mean| put(mean.mean));
+        for ahead in stretches(scales) {
+            put(self.hour.mean(at, ahead, long));
+            put(self.day.mean(at, ahead, long));
+        }
+        let today = self.day.mean(at, (0, 2 * stretch), long);
+        put(self.week.mean(at, (stretch, 3 * stretch), today));
+        put(self.day.mean_before(at, 10 * unit, long));
+        put(self.hour.mean_before(at, 6 * unit, long));
+        #[expect(clippy::cast_precision_loss, reason = "the number of layers is small")]
+        let below = index as f64;
+        volume.iter().for_each(|replicas| put(2.0 * (replicas.mean - below).clamp(0.0, 1.0)));
+        put(0.3);
+        features
+    }
+
+    fn remember(&mut self, features: Features) {
+        let place = self.seen % self.known.len();
+        self.known[place] = features;
+        self.seen += 1;
+    }
+
+    fn decide(&mut self, rules: &[Rule], gain: f64, forecast: [f64; STRETCHES], life: Life) {
+        let sight = Sight { gain, means: self.means.map(|mean| mean.mean), forecast };
+        for (shadow, rule) in self.shadows.iter_mut().zip(rules) {
+            shadow.decide(*rule, &sight, life);
+        }
+    }
+
+    /// Changes to the rule that has lost least when it leads by the price of a change.
+    fn choose(&mut self, shared: &[f64], price_of_a_change: f64) {
+        let score = |index: usize| self.shadows[index].loss * (1.0 - SHARED) + shared[index] * SHARED;
+        let best = (0..self.shadows.len()).min_by(|a, b| score(*a).total_cmp(&score(*b)));
+        if let Some(best) = best.filter(|best| score(*best) + price_of_a_change < score(self.pick)) {
+            self.pick = best;
+        }
+    }
+}
+
+/// Slots ahead that are forecast.
+fn stretches(scales: Scales) -> [(usize, usize); STRETCHES] {
+    let stretch = scales.stretch;
+    [(0, stretch), (stretch, 2 * stretch), (2 * stretch, 4 * stretch)]
 }
