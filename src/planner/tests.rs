@@ -241,7 +241,7 @@ async fn a_restart_takes_up_what_the_ledger_has_and_what_closed_in_the_open_slot
     let mut world = World::new(COMMANDED, CHEAPEST);
     for minute in 0..10 {
         let closed_at = world.gateway.now() + Duration::from_secs(59);
-        world.gateway.ledger.append(&entry(closed_at, slot(30.0, 1.5)));
+        let _ticket = world.gateway.ledger.append(&entry(closed_at, slot(30.0, 1.5)));
         world.pass_slot(30.0, 1.5);
         assert_eq!(
             world.pool().slot_of(closed_at) + 1,
@@ -251,7 +251,7 @@ async fn a_restart_takes_up_what_the_ledger_has_and_what_closed_in_the_open_slot
     }
     let (target, plan) = (world.target(), world.pool().plan());
     let open = world.gateway.now() + Duration::from_secs(1);
-    world.gateway.ledger.append(&entry(open, slot(12.0, 0.5)));
+    let _ticket = world.gateway.ledger.append(&entry(open, slot(12.0, 0.5)));
     assert!(world.gateway.ledger.flush().await);
     world.clock.advance(Duration::from_secs(20));
     let world = world.restart();

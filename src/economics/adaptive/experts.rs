@@ -101,7 +101,7 @@ impl Rule {
                 }
                 let ahead = match view {
                     View::Best => near.max(next),
-                    View::Near => (near + next) / 2.0,
+                    View::Near => f64::midpoint(near, next),
                     View::Far => (near + next + later) / 3.0,
                 };
                 ahead > down
