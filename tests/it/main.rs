@@ -10,6 +10,8 @@ mod fleet;
 mod ledger;
 mod live;
 mod metrics;
+mod plan;
+mod simulation;
 mod proxy;
 mod support;
 mod tidy;

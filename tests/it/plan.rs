@@ -1,0 +1,119 @@
+//! `plan` and `simulate` as commands: shapes that scripts rely on.
+
+use breakeven::cli::{Cli, Command};
+use breakeven::commands::{plan, simulate};
+use clap::Parser as _;
+use serde_json::Value;
+
+fn json(arguments: &[&str]) -> Value {
+    let mut out = vec![];
+    match Cli::try_parse_from(arguments).unwrap().command {
+        Command::Plan(arguments) => plan::run(&arguments, &mut out).unwrap(),
+        Command::Simulate(arguments) => simulate::run(&arguments, &mut out).unwrap(),
+        other => panic!("{other:?} is not tested here"),
+    };
+    serde_json::from_slice(&out).unwrap()
+}
+
+#[test]
+fn the_articles_comparison_breaks_even_at_63_778_requests_a_day() {
+    let plan = json(&["breakeven", "plan", "--preset", "seed-2023", "--format", "json"]);
+    assert_eq!(plan["break_even_requests_per_day"], 63_778.0);
+    let row = |requests: u64| {
+        plan["rows"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|row| row["requests_per_day"] == requests)
+            .unwrap()
+            .clone()
+    };
+    let small = row(1_000);
+    assert_eq!((&small["api_usd"], &small["self_hosted_usd"]), (&2.67.into(), &170.16.into()));
+    assert_eq!(
+        (small["cheaper"].as_str(), row(1_000_000)["cheaper"].as_str()),
+        (Some("api"), Some("self_hosted"))
+    );
+    assert!(plan["note"].as_str().unwrap().contains("reconstruction"));
+}
+
+#[test]
+fn a_volume_beyond_the_largest_fleet_shows_the_overflow() {
+    let plan = json(&[
+        "breakeven",
+        "plan",
+        "--max-replicas",
+        "1",
+        "--requests-per-day",
+        "10000000",
+        "--format",
+        "json",
+    ]);
+    let row = &plan["rows"][0];
+    assert_eq!(row["replicas"], 1);
+    let overflow = row["overflow_api_usd"].as_f64().unwrap();
+    assert!(overflow > 2000.0 && row["self_hosted_usd"].as_f64().unwrap() > overflow, "{row}");
+}
+
+#[test]
+fn a_simulation_has_the_promised_shape() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/traces/sgfull_s31_diurnal_minutes.csv.gz");
+    let arguments = [
+        "breakeven",
+        "simulate",
+        path,
+        "--rho",
+        "3",
+        "--horizon",
+        "14d",
+        "--policy",
+        "api,fixed,cheapest,lcp",
+        "--format",
+        "json",
+    ];
+    let result = json(&arguments);
+    assert_eq!(result, json(&arguments));
+    assert_eq!(
+        (&result["slot_seconds"], &result["rho"], &result["max_replicas"]),
+        (&60.0.into(), &3.0.into(), &4.into())
+    );
+    assert!((result["optimum_usd"].as_f64().unwrap() - 1343.01).abs() < 0.005);
+    for (name, policy) in
+        ["api", "fixed", "cheapest", "lcp"].iter().zip(result["policies"].as_array().unwrap())
+    {
+        assert_eq!(policy["name"], *name);
+        let usd = |key: &str| policy[key].as_f64().unwrap();
+        assert!((usd("total_usd") - usd("api_usd") - usd("rent_usd")).abs() < 1e-5);
+        assert!(usd("ratio_to_optimum") >= 1.0);
+        assert_eq!(
+            policy["api_requests"].as_u64().unwrap() + policy["self_hosted_requests"].as_u64().unwrap(),
+            19_790
+        );
+    }
+}
+
+#[test]
+fn pictures_and_schedules_are_written() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/traces/syn_onoff30m_7d.csv.gz");
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name).display().to_string();
+    let (picture, schedule) = (file("run.svg"), file("targets.csv"));
+    json(&[
+        "breakeven",
+        "simulate",
+        path,
+        "--policy",
+        "lcp,fixed",
+        "--format",
+        "json",
+        "--plot",
+        &picture,
+        "--schedule",
+        &schedule,
+    ]);
+    assert!(std::fs::read_to_string(&picture).unwrap().contains("</svg>"));
+    let targets = std::fs::read_to_string(&schedule).unwrap();
+    assert!(targets.lines().count() > 10_000 && targets.lines().all(|line| line.parse::<u32>().is_ok()));
+    json(&["breakeven", "plan", "--format", "json", "--plot", &file("plan.svg")]);
+    assert!(std::fs::read_to_string(file("plan.svg")).unwrap().contains("break-even"));
+}
