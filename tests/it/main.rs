@@ -10,6 +10,7 @@ mod fleet;
 mod ledger;
 mod metrics;
 mod proxy;
+mod resilience;
 mod support;
 mod tidy;
 mod upstream_pool;
