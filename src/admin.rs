@@ -19,6 +19,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::debug;
@@ -233,8 +234,14 @@ impl Admin {
 
     async fn reload(&self) -> Answer {
         let (reply, result) = tokio::sync::oneshot::channel();
-        if self.reloads.try_send(reply).is_err() {
-            return problem(StatusCode::SERVICE_UNAVAILABLE, "reloads are waiting already");
+        match self.reloads.try_send(reply) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_)) => {
+                return problem(StatusCode::SERVICE_UNAVAILABLE, "reloads are waiting already");
+            }
+            Err(TrySendError::Closed(_)) => {
+                return problem(StatusCode::SERVICE_UNAVAILABLE, "the proxy is shutting down");
+            }
         }
         match result.await {
             Ok(Ok(())) => json_answer(StatusCode::OK, &json!({"reloaded": true})),

@@ -6,6 +6,7 @@ pub mod caller;
 pub mod count;
 pub mod error;
 pub mod exchange;
+pub mod framing;
 pub mod headers;
 pub mod models;
 pub mod passthrough;
@@ -18,7 +19,7 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, request};
+use http::{HeaderMap, HeaderValue, Request, Response, Version, header, request};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
 
@@ -41,7 +42,12 @@ use respond::respond;
 /// Answers a request. The one place where an error of ours becomes HTTP, and is counted.
 pub async fn handle(gateway: &Arc<Gateway>, clients: &Clients, request: Request<Incoming>) -> Response<Body> {
     let team = team_of(request.headers());
-    match isolated(gateway, forward(gateway, clients, request)).await {
+    let closes = request.version() < Version::HTTP_2 && framing::is_chunked(request.headers());
+    let answered = match framing::refusal(&request) {
+        Some(refusal) => Err(ProxyError::Request(refusal)),
+        None => isolated(gateway, forward(gateway, clients, request)).await,
+    };
+    let mut response = match answered {
         Ok(response) => response,
         Err(error) => {
             if error.is_refusal() {
@@ -50,7 +56,11 @@ pub async fn handle(gateway: &Arc<Gateway>, clients: &Clients, request: Request<
             tracing::info!(status = error.status().as_u16(), kind = error.label(), "{error}");
             error.into_response()
         }
+    };
+    if closes {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
+    response
 }
 
 /// Runs a call so that a bug in it ends that call alone, with a 500.

@@ -26,6 +26,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
+use crate::clock::Stopwatch;
 use crate::config::Limits;
 use crate::gateway::Gateway;
 use crate::openai::Endpoint;
@@ -224,10 +225,10 @@ async fn connection(work: Arc<Work>, clients: Arc<Clients>, stream: std::net::Tc
                 }
             };
             let peeked = tokio::select! {
-                peeked = tokio::time::timeout(work.limits.idle_timeout, peek(&stream, &mut start)) => peeked,
+                peeked = peek(&stream, &mut start, &work.limits) => peeked,
                 () = silenced => return,
             };
-            let Ok(Ok(length)) = peeked else { return };
+            let Some(length) = peeked else { return };
             let is_http2 = start[..length] == *HTTP2_PREFACE;
             talk(&work, clients, stream, is_http2).await;
         }
@@ -245,22 +246,29 @@ async fn connection(work: Arc<Work>, clients: Arc<Clients>, stream: std::net::Tc
     }
 }
 
-/// Looks at the first bytes without taking them.
-async fn peek(stream: &TcpStream, start: &mut [u8]) -> std::io::Result<usize> {
-    loop {
-        let length = stream.peek(start).await?;
-        // Fewer bytes than a preface decide only when they are not the beginning of one.
-        if length == 0 || length == start.len() || start[..length] != HTTP2_PREFACE[..length] {
-            return Ok(length);
+/// Looks at the first bytes without taking them. None when they do not come in time.
+async fn peek(stream: &TcpStream, start: &mut [u8], limits: &Limits) -> Option<usize> {
+    let mut length = tokio::time::timeout(limits.idle_timeout, stream.peek(start)).await.ok()?.ok()?;
+    let mut pause = PEEK_PAUSE;
+    let waiting = Stopwatch::start();
+    // Fewer bytes than a preface decide only when they are not the beginning of one.
+    while length > 0 && length < start.len() && start[..length] == HTTP2_PREFACE[..length] {
+        if waiting.elapsed() >= limits.header_timeout {
+            return None;
         }
-        tokio::time::sleep(PEEK_PAUSE).await;
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PEEK_PAUSE);
+        length = stream.peek(start).await.ok()?;
     }
+    Some(length)
 }
 
 /// Once a drain has begun, a connection has so long to say its first word.
 const DRAIN_GRACE: Duration = Duration::from_millis(100);
-/// Pause before looking again at a connection that has sent half of a preface.
-const PEEK_PAUSE: Duration = Duration::from_millis(5);
+/// Pause before looking again at a connection that has sent half of a preface; doubled each time, so that a
+/// thousand connections which send one letter cost next to nothing.
+const PEEK_PAUSE: Duration = Duration::from_millis(1);
+const LONGEST_PEEK_PAUSE: Duration = Duration::from_millis(500);
 /// Streams that one HTTP/2 connection may have open.
 const MAX_HTTP2_STREAMS: u32 = 256;
 
@@ -269,8 +277,11 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let gateway = work.gateway.clone();
-    let phase = if is_http2 { Phase::never() } else { Phase::default() };
-    let stream = Patient::new(stream, phase.clone(), work.limits.header_timeout);
+    let phase = Phase::default();
+    let rest = work.limits.idle_timeout.max(work.limits.header_timeout);
+    // An HTTP/2 connection may be opened ahead of need, but not without ever asking for anything.
+    let head = if is_http2 { rest } else { work.limits.header_timeout };
+    let stream = Patient::new(stream, phase.clone(), head, rest);
     let service = service_fn(move |request: Request<Incoming>| {
         let (gateway, clients, phase) = (gateway.clone(), clients.clone(), phase.clone());
         phase.handed_over();
@@ -301,7 +312,7 @@ where
         let mut builder = http1::Builder::new();
         builder
             .timer(TokioTimer::new())
-            .header_read_timeout(work.limits.idle_timeout.max(work.limits.header_timeout))
+            .header_read_timeout(rest)
             .max_buf_size(work.limits.max_header_bytes.max(8192));
         let connection = std::pin::pin!(builder.serve_connection(io, service).with_upgrades());
         until_drained(connection, drain, http1::UpgradeableConnection::graceful_shutdown).await

@@ -194,6 +194,11 @@ impl Proxy {
     pub async fn shut_down(mut self, abort: impl Future<Output = ()>) {
         info!("draining: no new connections, {} calls in flight", self.gateway.in_flight());
         self.gateway.begin_drain();
+        // Who asks for a reload now is told so, instead of waiting for the drain.
+        self.reloads.close();
+        while let Ok(reply) = self.reloads.try_recv() {
+            drop(reply);
+        }
         self.stop.send_replace(true);
         let patience = self.gateway.state().config.limits.drain_timeout;
         self.workers.drain(patience, abort).await;

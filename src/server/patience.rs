@@ -1,7 +1,9 @@
-//! How long a client may take over a request's head, apart from how long a connection may rest.
+//! How long a client may take over a request's head, apart from how long a connection may rest; and how long
+//! it may leave an answer unread.
 //!
-//! hyper has one timer for both. It is set to the longer of them, the rest; here the shorter one runs, from
-//! the first byte of a head until the request is handed to its handler.
+//! hyper has one timer for heads and rests. It is set to the longer of them, the rest; here the shorter one
+//! runs, from the first byte of a head until the request is handed to its handler. hyper has none for answers:
+//! without one, a client that stops reading would hold its call, and the upstream's stream, for ever.
 
 use std::io;
 use std::pin::Pin;
@@ -22,11 +24,6 @@ const HANDED_OVER: u8 = 2;
 pub struct Phase(Arc<AtomicU8>);
 
 impl Phase {
-    /// For connections whose heads are not timed here.
-    pub fn never() -> Self {
-        Self(Arc::new(AtomicU8::new(HANDED_OVER)))
-    }
-
     /// A request's head is complete.
     pub fn handed_over(&self) {
         self.0.store(HANDED_OVER, Ordering::Relaxed);
@@ -38,18 +35,37 @@ impl Phase {
     }
 }
 
-/// A connection that breaks when a head takes too long.
+/// A connection that breaks when a head takes too long, or when the client takes nothing of an answer.
 #[derive(Debug)]
 pub struct Patient<S> {
     stream: S,
     phase: Phase,
     header_timeout: Duration,
+    write_timeout: Duration,
     timer: Option<Pin<Box<Sleep>>>,
+    /// Runs while bytes wait for a client that takes none.
+    unread: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> Patient<S> {
-    pub fn new(stream: S, phase: Phase, header_timeout: Duration) -> Self {
-        Self { stream, phase, header_timeout, timer: None }
+    pub fn new(stream: S, phase: Phase, header_timeout: Duration, write_timeout: Duration) -> Self {
+        Self { stream, phase, header_timeout, write_timeout, timer: None, unread: None }
+    }
+
+    /// What becomes of a write: one that waits too long breaks the connection.
+    fn bounded<T>(
+        &mut self,
+        written: Poll<io::Result<T>>,
+        context: &mut Context<'_>,
+    ) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.unread = None;
+            return written;
+        }
+        let timer = self.unread.get_or_insert_with(|| Box::pin(tokio::time::sleep(self.write_timeout)));
+        timer.as_mut().poll(context).map(|()| {
+            Err(io::Error::new(io::ErrorKind::TimedOut, "the client took nothing of its answer for too long"))
+        })
     }
 }
 
@@ -89,7 +105,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.bounded(written, context)
     }
 
     fn poll_write_vectored(
@@ -97,7 +114,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
+        self.bounded(written, context)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -105,7 +123,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
+        let flushed = Pin::new(&mut self.stream).poll_flush(context);
+        self.bounded(flushed, context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -123,7 +142,7 @@ mod tests {
     async fn a_head_that_stops_half_way_breaks_and_a_rest_does_not() {
         let (mut client, server) = tokio::io::duplex(64);
         let phase = Phase::default();
-        let mut server = Patient::new(server, phase.clone(), Duration::from_secs(10));
+        let mut server = Patient::new(server, phase.clone(), Duration::from_secs(10), Duration::from_mins(1));
         let mut buffer = [0; 64];
         let resting = tokio::time::timeout(Duration::from_mins(1), server.read(&mut buffer)).await;
         assert!(resting.is_err(), "a connection may rest");
@@ -137,12 +156,32 @@ mod tests {
     async fn a_body_may_take_longer_than_a_head() {
         let (mut client, server) = tokio::io::duplex(64);
         let phase = Phase::default();
-        let mut server = Patient::new(server, phase.clone(), Duration::from_secs(10));
+        let mut server = Patient::new(server, phase.clone(), Duration::from_secs(10), Duration::from_mins(1));
         let mut buffer = [0; 64];
         client.write_all(b"head").await.unwrap();
         assert_eq!(server.read(&mut buffer).await.unwrap(), 4);
         phase.handed_over();
         let body = tokio::time::timeout(Duration::from_mins(1), server.read(&mut buffer)).await;
         assert!(body.is_err(), "the body's own limit holds there");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_nobody_takes_breaks_and_one_that_is_taken_slowly_does_not() {
+        let (mut client, server) = tokio::io::duplex(16);
+        let mut server =
+            Patient::new(server, Phase::default(), Duration::from_secs(10), Duration::from_mins(1));
+        let slow = tokio::spawn(async move {
+            let mut piece = [0; 16];
+            for _ in 0..10 {
+                tokio::time::sleep(Duration::from_secs(50)).await;
+                client.read_exact(&mut piece).await.unwrap();
+            }
+            client
+        });
+        server.write_all(&[0; 160]).await.unwrap();
+        let client = slow.await.unwrap();
+        let error = server.write_all(&[0; 160]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        drop(client);
     }
 }

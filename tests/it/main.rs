@@ -13,6 +13,7 @@ mod metrics;
 mod plan;
 mod simulation;
 mod proxy;
+mod resilience;
 mod support;
 mod tidy;
 mod upstream_pool;

@@ -9,7 +9,7 @@ use breakeven::ledger::{Entry, query};
 use tempfile::TempDir;
 
 /// Entries that [`Proxy::entries`] reads back.
-const MOST_ENTRIES: usize = 10_000;
+const MOST_ENTRIES: usize = 100_000;
 
 #[derive(Debug)]
 pub(crate) struct Proxy {

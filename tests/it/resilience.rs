@@ -1,0 +1,111 @@
+//! What breaks, what is hostile, and what is too much: the proxy stays up, exact and closed.
+
+mod canary;
+mod chaos;
+mod drain;
+mod kill;
+mod overload;
+mod smuggling;
+mod steering;
+
+use std::net::SocketAddr;
+use std::process::Stdio;
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tokio::process::{Child, Command};
+
+use crate::support::Http;
+
+/// Free ports of the loopback, for a process that must be told its own.
+fn free_address() -> SocketAddr {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+/// `breakeven serve` as a process of its own, with a folder of its own.
+struct Served {
+    child: Child,
+    folder: TempDir,
+    address: SocketAddr,
+    admin: SocketAddr,
+}
+
+impl Served {
+    /// Starts with a configuration without `[server]`'s addresses and `[ledger]`; `server` is more of `[server]`.
+    async fn start(server: &str, config: &str, environment: &[(&str, &str)]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let (address, admin) = (free_address(), free_address());
+        let text = format!(
+            "[server]\nlisten = \"{address}\"\nadmin_listen = \"{admin}\"\nworkers = 2\n{server}\n\
+             [ledger]\npath = \"{}\"\n{config}",
+            folder.path().join("breakeven.db").display()
+        );
+        std::fs::write(folder.path().join("breakeven.toml"), text).unwrap();
+        let child = Self::spawn(&folder, environment);
+        let mut served = Self { child, folder, address, admin };
+        served.ready().await;
+        served
+    }
+
+    fn spawn(folder: &TempDir, environment: &[(&str, &str)]) -> Child {
+        let log = std::fs::OpenOptions::new().append(true).create(true).open(folder.path().join("log")).unwrap();
+        Command::new(env!("CARGO_BIN_EXE_breakeven"))
+            .args(["serve", "--config"])
+            .arg(folder.path().join("breakeven.toml"))
+            .envs(environment.iter().copied())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap()
+    }
+
+    /// Starts it again where it was.
+    async fn restart(&mut self) {
+        self.child = Self::spawn(&self.folder, &[]);
+        self.ready().await;
+    }
+
+    async fn ready(&mut self) {
+        let mut look = tokio::time::interval(Duration::from_millis(2));
+        let up = async {
+            while tokio::net::TcpStream::connect(self.admin).await.is_err() {
+                look.tick().await;
+            }
+        };
+        let up = tokio::time::timeout(Duration::from_secs(20), up).await;
+        up.unwrap_or_else(|_| panic!("it does not start: {}", self.log()));
+        let reply = Http::new(&format!("http://{}", self.admin)).get("/readyz").await;
+        assert_eq!(reply.status, 200, "{}", reply.text());
+    }
+
+    fn url(&self) -> String {
+        format!("http://{}/v1", self.address)
+    }
+
+    fn admin_url(&self) -> String {
+        format!("http://{}", self.admin)
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).unwrap()
+    }
+
+    fn signal(&self, name: &str) {
+        let id = self.child.id().expect("it runs").to_string();
+        assert!(std::process::Command::new("kill").args([name, &id]).status().unwrap().success());
+    }
+}
+
+/// The value of a metric without labels.
+async fn metric(admin_url: &str, name: &str) -> u64 {
+    let reply = Http::new(admin_url).get("/metrics").await;
+    let line = reply.text().lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')).map(str::to_owned);
+    line.unwrap_or_else(|| panic!("{name} is not in\n{}", reply.text())).parse().unwrap()
+}
+
+/// A number from the environment, for runs that are larger than a test's.
+fn scale(variable: &str, default: usize) -> usize {
+    std::env::var(variable).map_or(default, |number| number.parse().expect("a number"))
+}

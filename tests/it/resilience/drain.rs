@@ -1,0 +1,136 @@
+//! The end of the process, and changes of its configuration, while calls are under way.
+
+use std::time::Duration;
+
+use breakeven::demo::{FakeBackend, Personality, Settings};
+use http::{Method, StatusCode};
+use serde_json::json;
+use tokio::task::JoinSet;
+
+use super::Served;
+use crate::support::{Events, Http, chat, with};
+
+const MODEL: &str = "gpt-4o-mini";
+const LONG: Duration = Duration::from_secs(20);
+
+async fn slow_api() -> FakeBackend {
+    let settings = Settings {
+        output_tokens: 200,
+        time_per_output_token: Duration::from_millis(5),
+        ..Settings::default()
+    };
+    FakeBackend::start(Personality::OpenAi, settings).await.unwrap()
+}
+
+fn config_of(api: &FakeBackend) -> String {
+    format!(
+        "[backends.openai]\nkind = \"api\"\nbase_url = \"{}\"\n\
+         [routes.chat]\nmodels = [\"{MODEL}\"]\npolicy = \"api\"\noffers = [{{ backend = \"openai\" }}]\n",
+        api.url()
+    )
+}
+
+async fn until_not_ready(served: &Served) {
+    let admin = Http::new(&served.admin_url());
+    let mut look = tokio::time::interval(Duration::from_millis(2));
+    let unready = async {
+        while admin.get("/readyz").await.status != StatusCode::SERVICE_UNAVAILABLE {
+            look.tick().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_millis(500), unready).await.expect("it says at once that it drains");
+}
+
+#[tokio::test]
+async fn sigterm_makes_it_unready_at_once_while_streams_finish_and_the_admin_side_answers() {
+    let api = slow_api().await;
+    let mut served = Served::start("", &config_of(&api), &[]).await;
+    let http = Http::new(&served.url());
+    let stream = http.open("/chat/completions", &with(chat(MODEL), json!({"stream": true}))).await;
+    let mut events = Events::of(stream);
+    events.next().await.unwrap();
+
+    served.signal("-TERM");
+    until_not_ready(&served).await;
+    let admin = Http::new(&served.admin_url());
+    assert!(admin.get("/metrics").await.text().contains("breakeven_requests_total"));
+    assert_eq!(admin.get("/livez").await.status, StatusCode::OK);
+    let reload = admin.send(admin.request(Method::POST, "/api/reload"), bytes::Bytes::new());
+    let reload = tokio::time::timeout(Duration::from_secs(1), reload).await.expect("it does not wait for the drain");
+    assert_eq!(reload.status, StatusCode::SERVICE_UNAVAILABLE);
+
+    let (rest, _) = events.rest().await;
+    assert_eq!(rest.last().unwrap(), "data: [DONE]", "the stream came to its end");
+    let ended = tokio::time::timeout(LONG, served.child.wait()).await.expect("it ends").unwrap();
+    assert!(ended.success(), "{}", served.log());
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_what_the_first_one_waits_for() {
+    let api = slow_api().await;
+    api.set(|settings| settings.output_tokens = 100_000);
+    let mut served = Served::start("", &config_of(&api), &[]).await;
+    let http = Http::new(&served.url());
+    let stream = http.open("/chat/completions", &with(chat(MODEL), json!({"stream": true}))).await;
+    let mut events = Events::of(stream);
+    events.next().await.unwrap();
+    served.signal("-TERM");
+    until_not_ready(&served).await;
+    served.signal("-TERM");
+    let ended = tokio::time::timeout(LONG, served.child.wait()).await.expect("it ends").unwrap();
+    assert!(ended.success(), "{}", served.log());
+    let rows =
+        breakeven::ledger::query::recent(&served.folder.path().join("breakeven.db"), usize::MAX).unwrap();
+    assert_eq!(rows.len(), 1, "what was cut off is booked");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reloads_by_file_signal_and_api_drop_no_call() {
+    let api = FakeBackend::start(Personality::OpenAi, Settings::default()).await.unwrap();
+    let served = Served::start("", &config_of(&api), &[]).await;
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let mut clients = JoinSet::new();
+    for client in 0..8 {
+        let (http, stopped) = (Http::new(&served.url()), stopped.clone());
+        clients.spawn(async move {
+            let body = with(chat(MODEL), json!({"stream": client % 2 == 0}));
+            let mut calls = 0;
+            while !*stopped.borrow() {
+                let reply = http.post("/chat/completions", &body).await;
+                assert_eq!(reply.status, StatusCode::OK, "{}", reply.text());
+                assert!(client % 2 == 1 || reply.text().contains("[DONE]"));
+                calls += 1;
+            }
+            calls
+        });
+    }
+    let admin = Http::new(&served.admin_url());
+    let path = served.folder.path().join("breakeven.toml");
+    let original = std::fs::read_to_string(&path).unwrap();
+    for round in 0..10 {
+        let timeouts = format!("timeouts = {{ total = \"{}m\" }}\n[routes.chat]", 10 + round);
+        std::fs::write(&path, original.replace("[routes.chat]", &timeouts)).unwrap();
+        if round % 2 == 0 {
+            served.signal("-HUP");
+        } else {
+            let reply = admin.send(admin.request(Method::POST, "/api/reload"), bytes::Bytes::new()).await;
+            assert_eq!(reply.status, StatusCode::OK, "{}", reply.text());
+        }
+    }
+    // Once more by the file alone, which is looked at every two seconds.
+    std::fs::write(&path, original).unwrap();
+    let mut look = tokio::time::interval(Duration::from_millis(20));
+    let noticed = async {
+        while served.log().matches("the configuration was reloaded").count() < 7 {
+            look.tick().await;
+        }
+    };
+    tokio::time::timeout(LONG, noticed).await.unwrap_or_else(|_| panic!("{}", served.log()));
+    stop.send_replace(true);
+    let mut calls = 0;
+    while let Some(client) = clients.join_next().await {
+        calls += client.unwrap();
+    }
+    assert!(calls > 50, "{calls}");
+    assert!(!served.log().contains("was not reloaded"), "{}", served.log());
+}

@@ -1,0 +1,1 @@
+//! Backends that hang, limit and fill up: what one does never holds up another.
