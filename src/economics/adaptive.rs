@@ -274,7 +274,9 @@ impl Layer {
         for lags in LAGS.windows(2) {
             put(self.history.mean(lags[0] * unit, lags[1] * unit));
         }
-        self.long_means.iter().for_each(|mean| put(mean.mean));
+        for mean in &self.long_means {
+            put(mean.mean);
+        }
         for ahead in stretches(scales) {
             put(self.hour.mean(at, ahead, long));
             put(self.day.mean(at, ahead, long));
@@ -285,7 +287,9 @@ impl Layer {
         put(self.hour.mean_before(at, 6 * unit, long));
         #[expect(clippy::cast_precision_loss, reason = "the number of layers is small")]
         let below = index as f64;
-        volume.iter().for_each(|replicas| put(2.0 * (replicas.mean - below).clamp(0.0, 1.0)));
+        for replicas in volume {
+            put(2.0 * (replicas.mean - below).clamp(0.0, 1.0));
+        }
         put(0.3);
         features
     }
