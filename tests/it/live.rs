@@ -95,7 +95,7 @@ fn config(folder: &Path, api: &str) -> String {
           {{ backend = "gpu", model = "llama" }},
         ]
         "#,
-        ledger = folder.join("breakeven.db"),
+        ledger = folder.join("breakeven.db").to_string_lossy(),
     )
 }
 

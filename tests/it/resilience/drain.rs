@@ -56,7 +56,8 @@ async fn sigterm_makes_it_unready_at_once_while_streams_finish_and_the_admin_sid
     assert!(admin.get("/metrics").await.text().contains("breakeven_requests_total"));
     assert_eq!(admin.get("/livez").await.status, StatusCode::OK);
     let reload = admin.send(admin.request(Method::POST, "/api/reload"), bytes::Bytes::new());
-    let reload = tokio::time::timeout(Duration::from_secs(1), reload).await.expect("it does not wait for the drain");
+    let reload =
+        tokio::time::timeout(Duration::from_secs(1), reload).await.expect("it does not wait for the drain");
     assert_eq!(reload.status, StatusCode::SERVICE_UNAVAILABLE);
 
     let (rest, _) = events.rest().await;
