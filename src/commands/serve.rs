@@ -29,6 +29,9 @@ use crate::upstream::Backend;
 
 /// How often the configuration's content is compared with what is in force.
 const CONFIG_INTERVAL: Duration = Duration::from_secs(2);
+/// How long the end waits for the token counts of calls that it cut off, and how often it looks.
+const LAST_COUNTS: Duration = Duration::from_secs(30);
+const COUNTS_LOOK: Duration = Duration::from_millis(5);
 /// Reloads that may wait for their turn.
 const MAX_RELOADS_WAITING: usize = 8;
 
@@ -202,6 +205,7 @@ impl Proxy {
         self.stop.send_replace(true);
         let patience = self.gateway.state().config.limits.drain_timeout;
         self.workers.drain(patience, abort).await;
+        self.last_rows().await;
         self.planner_stop.send_replace(true);
         if let Err(error) = (&mut self.planner).await {
             error!(%error, "the planner had ended: {error}");
@@ -214,6 +218,23 @@ impl Proxy {
             warn!("the ledger has not imported everything; the next start will, from its journal");
         }
         info!("stopped");
+    }
+
+    /// Waits for calls that were cut off and whose tokens are still being counted: they are in flight until
+    /// their row is written.
+    async fn last_rows(&self) {
+        let booked = async {
+            while self.gateway.in_flight() > 0 {
+                tokio::time::sleep(COUNTS_LOOK).await;
+            }
+        };
+        if tokio::time::timeout(LAST_COUNTS, booked).await.is_err() {
+            let calls = self.gateway.in_flight();
+            error!(
+                calls,
+                "{calls} calls that were cut off are not in the ledger: counting them took too long"
+            );
+        }
     }
 
     fn reload(&mut self, watcher: Option<&mut Watcher>) -> Result<(), String> {

@@ -53,11 +53,7 @@ impl<S> Patient<S> {
     }
 
     /// What becomes of a write: one that waits too long breaks the connection.
-    fn bounded<T>(
-        &mut self,
-        written: Poll<io::Result<T>>,
-        context: &mut Context<'_>,
-    ) -> Poll<io::Result<T>> {
+    fn bounded<T>(&mut self, written: Poll<io::Result<T>>, context: &mut Context<'_>) -> Poll<io::Result<T>> {
         if written.is_ready() {
             self.unread = None;
             return written;

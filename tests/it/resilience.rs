@@ -48,7 +48,8 @@ impl Served {
     }
 
     fn spawn(folder: &TempDir, environment: &[(&str, &str)]) -> Child {
-        let log = std::fs::OpenOptions::new().append(true).create(true).open(folder.path().join("log")).unwrap();
+        let log =
+            std::fs::OpenOptions::new().append(true).create(true).open(folder.path().join("log")).unwrap();
         Command::new(env!("CARGO_BIN_EXE_breakeven"))
             .args(["serve", "--config"])
             .arg(folder.path().join("breakeven.toml"))
@@ -101,7 +102,8 @@ impl Served {
 /// The value of a metric without labels.
 async fn metric(admin_url: &str, name: &str) -> u64 {
     let reply = Http::new(admin_url).get("/metrics").await;
-    let line = reply.text().lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')).map(str::to_owned);
+    let line =
+        reply.text().lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')).map(str::to_owned);
     line.unwrap_or_else(|| panic!("{name} is not in\n{}", reply.text())).parse().unwrap()
 }
 

@@ -113,10 +113,19 @@ async fn no_failure_of_the_api_that_a_failover_avoids_is_seen_and_every_call_has
     ids.dedup();
     assert_eq!((entries.len(), ids.len()), (calls, calls), "one row a call (seed {seed})");
     let successes = entries.iter().filter(|entry| entry.outcome == Outcome::Success).count();
-    assert_eq!((successes, calls - successes), (complete, broken), "the rows tell what was seen (seed {seed})");
+    assert_eq!(
+        (successes, calls - successes),
+        (complete, broken),
+        "the rows tell what was seen (seed {seed})"
+    );
     let at_api = entries.iter().filter(|entry| entry.backend == "openai").count();
     assert!(at_api > calls / 2, "the API still served: {at_api}");
-    assert!(broken > 0 && broken < calls / 20, "{broken} of {calls} broke after their first byte (seed {seed})");
+    assert!(
+        broken > 0 && broken < calls / 20,
+        "{broken} of {calls} broke after their first byte (seed {seed})"
+    );
     assert_eq!(metric(&proxy.admin_url(), "breakeven_panics_total").await, 0);
-    eprintln!("{calls} calls: {complete} complete, {broken} ended with an error event, {at_api} served by the API");
+    eprintln!(
+        "{calls} calls: {complete} complete, {broken} ended with an error event, {at_api} served by the API"
+    );
 }

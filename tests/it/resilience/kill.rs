@@ -78,5 +78,9 @@ async fn a_killed_proxy_has_a_row_of_every_call_whose_end_was_seen_and_none_twic
     assert_eq!(ids.len(), rows.len(), "no row is there twice");
     let lost: Vec<_> = seen.iter().filter(|id| !ids.contains(*id)).collect();
     assert!(lost.is_empty(), "{} of {} rows are lost: {lost:?}", lost.len(), seen.len());
-    eprintln!("{rounds} kills: {} calls seen to their end, {} rows, none lost or doubled", seen.len(), rows.len());
+    eprintln!(
+        "{rounds} kills: {} calls seen to their end, {} rows, none lost or doubled",
+        seen.len(),
+        rows.len()
+    );
 }

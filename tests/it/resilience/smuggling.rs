@@ -80,7 +80,10 @@ fn two_framings() -> Vec<Case> {
         refused("a length with a letter", post("content-length: 67a\r\n", HELLO)),
         refused("a space before the colon", post("content-length : 0\r\n", SMUGGLED)),
         refused("identity", both("transfer-encoding: identity\r\n")),
-        refused("identity, then chunked", both("transfer-encoding: identity\r\ntransfer-encoding: chunked\r\n")),
+        refused(
+            "identity, then chunked",
+            both("transfer-encoding: identity\r\ntransfer-encoding: chunked\r\n"),
+        ),
         refused("chunked twice", both("transfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n")),
         refused("chunked, then identity", both("transfer-encoding: chunked, identity\r\n")),
         refused("gzip, then chunked", both("transfer-encoding: gzip, chunked\r\n")),
@@ -88,7 +91,10 @@ fn two_framings() -> Vec<Case> {
         refused("chunked in quotes", both("transfer-encoding: \"chunked\"\r\n")),
         refused("chunked after a vertical tab", both("transfer-encoding: \x0bchunked\r\n")),
         refused("chunked after a line that goes on", both("transfer-encoding:\r\n chunked\r\n")),
-        refused("chunked in HTTP/1.0", both("transfer-encoding: chunked\r\n").replace("HTTP/1.1", "HTTP/1.0")),
+        refused(
+            "chunked in HTTP/1.0",
+            both("transfer-encoding: chunked\r\n").replace("HTTP/1.1", "HTTP/1.0"),
+        ),
         refused("a space before chunked's colon", both("transfer-encoding : chunked\r\n")),
         refused("an underscore is no dash", post("transfer_encoding: chunked\r\n", &chunk)),
     ]
@@ -119,7 +125,10 @@ fn chunks() -> Vec<Case> {
             "a chunk that ends with bare LF",
             post("transfer-encoding: chunked\r\n", &format!("{size}\r\n{HELLO}\n0\n\n")),
         ),
-        refused("chunks without an end", post("transfer-encoding: chunked\r\n", &format!("{size}\r\n{HELLO}\r\n"))),
+        refused(
+            "chunks without an end",
+            post("transfer-encoding: chunked\r\n", &format!("{size}\r\n{HELLO}\r\n")),
+        ),
         one("a trailer that names a length", chunked(&size, &format!("content-length: 5\r\n\r\n{SMUGGLED}"))),
         refused("endless trailers", chunked(&size, &format!("a: {}\r\n\r\n", "b".repeat(256 << 10)))),
     ]
@@ -143,7 +152,10 @@ fn heads() -> Vec<Case> {
         refused("no host", "GET /v1/files HTTP/1.1\r\n\r\n"),
         refused("two hosts", get("host: evil.example\r\n")),
         refused("a head of 1 MiB", get(&format!("x-a: {}\r\n", "b".repeat(1 << 20)))),
-        refused("a target of 128 KiB", format!("GET /v1/{} HTTP/1.1\r\nhost: x\r\n\r\n", "a".repeat(128 << 10))),
+        refused(
+            "a target of 128 KiB",
+            format!("GET /v1/{} HTTP/1.1\r\nhost: x\r\n\r\n", "a".repeat(128 << 10)),
+        ),
         refused("five hundred headers", get(&many)),
         refused("a version that does not exist", "GET /v1/files HTTP/3.7\r\nhost: x\r\n\r\n"),
         refused("HTTP/0.9", "GET /v1/files\r\n\r\n"),
@@ -168,22 +180,43 @@ fn heads() -> Vec<Case> {
         refused("half of a head", "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncont"),
         refused("one letter", "P"),
         refused("nothing but line ends", "\r\n\r\n\r\n\r\n"),
-        refused("bytes at random", (0..4096_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect::<Vec<_>>()),
+        refused(
+            "bytes at random",
+            (0..4096_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect::<Vec<_>>(),
+        ),
     ]
 }
 
 fn more_than_a_request() -> Vec<Case> {
     let h2 = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
     vec![
-        one("an upgrade to h2c with a body", hello_with("connection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAAQAAP__\r\n")),
-        one("an upgrade to a websocket on a call", hello_with("connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n")),
-        one("a Connection that names the framing", hello_with("connection: content-length, host, content-type, close\r\n")),
+        one(
+            "an upgrade to h2c with a body",
+            hello_with(
+                "connection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAAQAAP__\r\n",
+            ),
+        ),
+        one(
+            "an upgrade to a websocket on a call",
+            hello_with("connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n"),
+        ),
+        one(
+            "a Connection that names the framing",
+            hello_with("connection: content-length, host, content-type, close\r\n"),
+        ),
         one("an Expect of something else", hello_with("expect: a-miracle\r\nconnection: close\r\n")),
         refused("half of an HTTP/2 preface", "PRI * HTTP/2.0\r\n\r\nS"),
         refused("an HTTP/2 preface and silence", h2),
         refused("an HTTP/2 preface and HTTP/1", format!("{h2}{SMUGGLED}")),
-        refused("an HTTP/2 frame of 16 MiB", [h2.as_bytes(), b"\xff\xff\xff\x00\x00\x00\x00\x00\x01"].concat()),
-        refused("HTTP/2 data before headers", [h2.as_bytes(), b"\x00\x00\x00\x04\x00\x00\x00\x00\x00\x00\x00\x05\x00\x01\x00\x00\x00\x01hello"].concat()),
+        refused(
+            "an HTTP/2 frame of 16 MiB",
+            [h2.as_bytes(), b"\xff\xff\xff\x00\x00\x00\x00\x00\x01"].concat(),
+        ),
+        refused(
+            "HTTP/2 data before headers",
+            [h2.as_bytes(), b"\x00\x00\x00\x04\x00\x00\x00\x00\x00\x00\x00\x05\x00\x01\x00\x00\x00\x01hello"]
+                .concat(),
+        ),
         one("an HTTP/2 preface after a request", format!("{}{h2}", get(""))),
         refused("a body on no method", "\r\n\r\nhello"),
         refused("a body cut off", post("content-length: 5000\r\n", HELLO)),
@@ -201,7 +234,12 @@ async fn statuses(address: SocketAddr, case: &Case) -> Vec<u16> {
     // The server may refuse, and close, in the middle.
     drop(stream.write_all(&case.bytes).await);
     let closed = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await;
-    assert!(closed.is_ok(), "{}: the connection stays open after {}", case.name, String::from_utf8_lossy(&answer));
+    assert!(
+        closed.is_ok(),
+        "{}: the connection stays open after {}",
+        case.name,
+        String::from_utf8_lossy(&answer)
+    );
     let answer = String::from_utf8_lossy(&answer);
     let heads = answer.match_indices("HTTP/1.");
     heads.filter_map(|(at, _)| answer.get(at + 9..at + 12)?.parse().ok()).collect()
