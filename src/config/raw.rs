@@ -66,7 +66,7 @@ tables! {
 
     /// What clients may occupy.
     RawLimits {
-        /// Connections open at once; more wait to be accepted. Default: 16384.
+        /// Connections open at once; more are closed as they come. Default: 16384.
         max_connections: At<Count>,
         /// Calls under way at once; more are answered 503 with `Retry-After`. Default: 8192.
         max_in_flight: At<Count>,
@@ -78,7 +78,7 @@ tables! {
         header_timeout: At<Time>,
         /// Longest time for a request body to arrive. Default: `2m`.
         body_timeout: At<Time>,
-        /// Longest time a connection may be idle between requests. Default: `75s`.
+        /// Longest time a connection may be idle between requests, or a client may leave an answer unread. Default: `75s`.
         idle_timeout: At<Time>,
         /// How long open streams may go on after SIGTERM. Default: `10m`.
         drain_timeout: At<Time>,

@@ -2,6 +2,7 @@
 //!
 //! Needed only where an upstream reports no usage: a client that went away, a server that says nothing.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
@@ -71,7 +72,8 @@ fn work(receiver: &Mutex<Receiver<Job>>, open: &AtomicUsize) {
     loop {
         let job = receiver.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(job) = job else { return };
-        job(true);
+        // A bug in one count must not end the thread for all that follow; the panic hook has logged it.
+        drop(catch_unwind(AssertUnwindSafe(|| job(true))));
         open.fetch_sub(1, Ordering::SeqCst);
     }
 }

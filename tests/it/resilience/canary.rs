@@ -1,1 +1,158 @@
-//! stub
+//! A secret and a prompt that must be found upstream and nowhere else.
+
+use std::path::Path;
+use std::time::Duration;
+
+use breakeven::demo::{FakeBackend, Fault, Personality, Settings};
+use bytes::Bytes;
+use http::Method;
+use serde_json::json;
+
+use super::Served;
+use crate::support::{Http, chat, with};
+
+const CLIENT_KEY: &str = "sk-canary-client-7f3a9c";
+const OWN_KEY: &str = "sk-canary-configured-5d2e81";
+const ADMIN_TOKEN: &str = "canary-admin-token-c41b06";
+const PROMPT: &str = "the-canary-sings-at-dawn-90aa17";
+const MODEL: &str = "gpt-4o-mini";
+
+fn with_prompt(model: &str) -> serde_json::Value {
+    with(chat(model), json!({"messages": [{"role": "user", "content": PROMPT}], "user": PROMPT}))
+}
+
+fn read_all(folder: &Path, found: &mut Vec<(String, Vec<u8>)>) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            read_all(&path, found);
+        } else if path.file_name().is_some_and(|name| name != "breakeven.toml") {
+            found.push((path.display().to_string(), std::fs::read(&path).unwrap()));
+        }
+    }
+}
+
+/// Calls of every kind that can go well or wrong; what the client is answered when it is not the answer.
+async fn provoke(served: &Served, api: &FakeBackend, own: &FakeBackend) -> Vec<(String, Vec<u8>)> {
+    let http = Http::new(&served.url());
+    let request = |method: Method, path: &str| {
+        http.request(method, path)
+            .header("content-type", "application/json")
+            .header("authorization", format!("Bearer {CLIENT_KEY}"))
+    };
+    let mut answers = Vec::new();
+    let mut post = async |path: &str, body: String| {
+        let reply = http.send(request(Method::POST, path), Bytes::from(body)).await;
+        answers.push((format!("answer to {path}"), reply.body.to_vec()));
+        reply.status.as_u16()
+    };
+    for stream in [false, true] {
+        for model in [MODEL, "house-model"] {
+            let body = with(with_prompt(model), json!({"stream": stream}));
+            assert_eq!(post("/chat/completions", body.to_string()).await, 200);
+        }
+    }
+    let faults =
+        [Fault::Status(500), Fault::ResetBeforeHeaders, Fault::ResetAfter(2), Fault::ErrorEventAfter(1)];
+    for fault in &faults {
+        api.set(|settings| settings.faults = vec![fault.clone()]);
+        own.set(|settings| settings.faults = vec![fault.clone()]);
+        for stream in [false, true] {
+            let body = with(with_prompt("house-model"), json!({"stream": stream}));
+            post("/chat/completions", body.to_string()).await;
+        }
+    }
+    api.set(|settings| settings.faults.clear());
+    own.set(|settings| settings.faults.clear());
+    let whole = with_prompt(MODEL).to_string();
+    post("/chat/completions", whole[..whole.len() - 9].to_owned()).await;
+    post("/chat/completions", with(with_prompt(MODEL), json!({"model": [PROMPT]})).to_string()).await;
+    post("/chat/completions", with(with_prompt(MODEL), json!({"max_tokens": PROMPT})).to_string()).await;
+    post("/chat/completions", with(with_prompt(MODEL), json!({"model": null})).to_string()).await;
+    post("/responses", json!({"model": MODEL, "input": PROMPT}).to_string()).await;
+    post("/embeddings", json!({"model": "text-embedding-3-small", "input": PROMPT}).to_string()).await;
+    post("/moderations", json!({"input": PROMPT}).to_string()).await;
+    post("/nowhere", json!({"prompt": PROMPT}).to_string()).await;
+    answers
+}
+
+async fn nothing_leaks(format: &str) {
+    let settings = Settings { api_key: Some(OWN_KEY.into()), ..Settings::default() };
+    let api = FakeBackend::start(Personality::OpenAi, settings).await.unwrap();
+    let own = FakeBackend::start(Personality::Vllm, Settings::default()).await.unwrap();
+    let config = format!(
+        r#"
+        [log]
+        filter = "breakeven=trace"
+        format = "{format}"
+        [backends.openai]
+        kind = "api"
+        base_url = "{}"
+        api_key = {{ env = "CANARY_KEY" }}
+        [backends.gpu]
+        kind = "self_hosted"
+        base_url = "{}"
+        hourly_usd = 2.99
+        billing = "committed"
+        capacity = {{ input_tokens_per_second = 15000, output_tokens_per_second = 10000, max_in_flight = 8 }}
+        circuit = {{ failures = 100, open_for = "10ms" }}
+        [routes.chat]
+        models = ["{MODEL}"]
+        policy = "api"
+        offers = [{{ backend = "openai" }}]
+        [routes.own]
+        models = ["house-model"]
+        policy = "self_hosted"
+        offers = [{{ backend = "gpu", model = "llama" }}, {{ backend = "openai", model = "{MODEL}" }}]
+        "#,
+        api.url(),
+        own.url()
+    );
+    let environment = [("CANARY_KEY", OWN_KEY), ("CANARY_TOKEN", ADMIN_TOKEN)];
+    let mut served = Served::start("admin_token = { env = \"CANARY_TOKEN\" }", &config, &environment).await;
+    let mut found = provoke(&served, &api, &own).await;
+
+    let admin = Http::new(&served.admin_url());
+    for path in
+        ["/metrics", "/api/status", "/api/spend", "/api/spend?by=nonsense", "/readyz", "/", "/api/nothing"]
+    {
+        let with_token =
+            admin.request(Method::GET, path).header("authorization", format!("Bearer {ADMIN_TOKEN}"));
+        let reply = admin.send(with_token, Bytes::new()).await;
+        assert_ne!(reply.status, 401, "{path}");
+        found.push((path.to_owned(), reply.body.to_vec()));
+        let without = admin.get(path).await;
+        found.push((format!("{path} without a token"), without.body.to_vec()));
+    }
+    served.signal("-TERM");
+    assert!(
+        tokio::time::timeout(Duration::from_secs(30), served.child.wait()).await.unwrap().unwrap().success()
+    );
+    read_all(served.folder.path(), &mut found);
+
+    assert!(found.iter().any(|(name, content)| name.ends_with("/log") && content.len() > 1000));
+    assert!(found.iter().any(|(name, content)| name.ends_with("breakeven.db") && content.len() > 4096));
+    for (name, content) in &found {
+        for canary in [CLIENT_KEY, OWN_KEY, ADMIN_TOKEN, PROMPT] {
+            let at = memchr::memmem::find(content, canary.as_bytes());
+            assert!(at.is_none(), "{canary} is in {name}: {}", String::from_utf8_lossy(content));
+        }
+    }
+    let calls = own.calls();
+    assert!(calls.iter().any(|call| memchr::memmem::find(&call.body, PROMPT.as_bytes()).is_some()));
+    assert!(
+        calls.iter().all(|call| call.header("authorization").is_empty()),
+        "a key went to the other backend"
+    );
+    assert!(api.calls().iter().all(|call| call.header("authorization") == format!("Bearer {OWN_KEY}")));
+}
+
+#[tokio::test]
+async fn secrets_and_prompts_are_nowhere_but_upstream_with_text_logs() {
+    nothing_leaks("text").await;
+}
+
+#[tokio::test]
+async fn secrets_and_prompts_are_nowhere_but_upstream_with_json_logs() {
+    nothing_leaks("json").await;
+}

@@ -85,6 +85,13 @@ async fn a_second_signal_ends_what_the_first_one_waits_for() {
     assert_eq!(rows.len(), 1, "what was cut off is booked");
 }
 
+/// Replaces a file in one step, as editors and ConfigMaps do.
+fn put(path: &std::path::Path, text: &str) {
+    let new = path.with_extension("new");
+    std::fs::write(&new, text).unwrap();
+    std::fs::rename(new, path).unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn reloads_by_file_signal_and_api_drop_no_call() {
     let api = FakeBackend::start(Personality::OpenAi, Settings::default()).await.unwrap();
@@ -110,7 +117,7 @@ async fn reloads_by_file_signal_and_api_drop_no_call() {
     let original = std::fs::read_to_string(&path).unwrap();
     for round in 0..10 {
         let timeouts = format!("timeouts = {{ total = \"{}m\" }}\n[routes.chat]", 10 + round);
-        std::fs::write(&path, original.replace("[routes.chat]", &timeouts)).unwrap();
+        put(&path, &original.replace("[routes.chat]", &timeouts));
         if round % 2 == 0 {
             served.signal("-HUP");
         } else {
@@ -119,7 +126,7 @@ async fn reloads_by_file_signal_and_api_drop_no_call() {
         }
     }
     // Once more by the file alone, which is looked at every two seconds.
-    std::fs::write(&path, original).unwrap();
+    put(&path, &original);
     let mut look = tokio::time::interval(Duration::from_millis(20));
     let noticed = async {
         while served.log().matches("the configuration was reloaded").count() < 7 {

@@ -1,1 +1,172 @@
-//! Backends that hang, limit and fill up: what one does never holds up another.
+//! Backends that hang, limit and fill up: what one does never holds up calls that another serves.
+
+use std::time::Duration;
+
+use breakeven::clock::Stopwatch;
+use breakeven::demo::{FakeBackend, Fault, Personality, Settings};
+use breakeven::ledger::Outcome;
+use http::StatusCode;
+use serde_json::json;
+use tokio::task::JoinSet;
+
+use crate::support::proxy::Proxy;
+use crate::support::{Events, Http, chat, data, with};
+
+const API_MODEL: &str = "gpt-4o-mini";
+const OWN_MODEL: &str = "house-model";
+
+struct Two {
+    api: FakeBackend,
+    own: FakeBackend,
+    proxy: Proxy,
+    http: Http,
+}
+
+/// An API, a self-hosted backend of four slots, a route for each, and the API as the second of both.
+async fn two(api_lines: &str, own_lines: &str) -> Two {
+    let api = FakeBackend::start(Personality::OpenAi, Settings::default()).await.unwrap();
+    let own =
+        FakeBackend::start(Personality::Vllm, Settings { slots: 4, ..Settings::default() }).await.unwrap();
+    let config = format!(
+        r#"
+        [backends.openai]
+        kind = "api"
+        base_url = "{}"
+        {api_lines}
+        [backends.gpu]
+        kind = "self_hosted"
+        base_url = "{}"
+        hourly_usd = 2.99
+        billing = "committed"
+        capacity = {{ input_tokens_per_second = 15000, output_tokens_per_second = 10000, max_in_flight = 4 }}
+        {own_lines}
+        [routes.api]
+        models = ["{API_MODEL}"]
+        policy = "api"
+        offers = [{{ backend = "openai" }}]
+        [routes.own]
+        models = ["{OWN_MODEL}"]
+        policy = "self_hosted"
+        offers = [{{ backend = "gpu", model = "llama" }}, {{ backend = "openai", model = "{API_MODEL}" }}]
+        "#,
+        api.url(),
+        own.url()
+    );
+    let proxy = Proxy::start(&config).await.ready().await;
+    let http = Http::new(&proxy.url());
+    Two { api, own, proxy, http }
+}
+
+fn streamed(model: &str) -> serde_json::Value {
+    with(chat(model), json!({"stream": true}))
+}
+
+#[tokio::test]
+async fn a_backend_that_hangs_holds_up_no_call_to_another() {
+    let two = two("", "").await;
+    two.own.set(|settings| settings.faults = vec![Fault::SlowHeaders(Duration::from_mins(5))]);
+    let mut hanging = JoinSet::new();
+    for _ in 0..4 {
+        let http = two.http.clone();
+        hanging.spawn(async move { http.post("/chat/completions", &chat(OWN_MODEL)).await });
+    }
+    assert!(two.own.until(|own| own.calls().len() == 4).await);
+    let watch = Stopwatch::start();
+    for model in [API_MODEL, OWN_MODEL].repeat(20) {
+        let reply = two.http.post("/chat/completions", &chat(model)).await;
+        assert_eq!((reply.status, reply.header("x-breakeven-backend")), (StatusCode::OK, "openai"));
+    }
+    assert!(watch.elapsed() < Duration::from_secs(5), "{:?}", watch.elapsed());
+}
+
+#[tokio::test]
+async fn the_circuit_of_an_only_backend_opens_too_and_closes_when_it_is_well() {
+    let two = two("circuit = { failures = 2, open_for = \"300ms\" }", "").await;
+    two.api.set(|settings| settings.faults = vec![Fault::Status(500)]);
+    let fails = async {
+        while two.http.post("/chat/completions", &chat(API_MODEL)).await.status
+            != StatusCode::SERVICE_UNAVAILABLE
+        {}
+    };
+    tokio::time::timeout(Duration::from_secs(10), fails).await.expect("it opens");
+    let before = two.api.calls().len();
+    let reply = two.http.post("/chat/completions", &chat(API_MODEL)).await;
+    assert_eq!((reply.status, reply.header("retry-after")), (StatusCode::SERVICE_UNAVAILABLE, "1"));
+    assert_eq!(two.api.calls().len(), before, "it is left alone");
+    two.api.set(|settings| settings.faults.clear());
+    let heals = async {
+        while two.http.post("/chat/completions", &chat(API_MODEL)).await.status != StatusCode::OK {}
+    };
+    tokio::time::timeout(Duration::from_secs(10), heals).await.expect("it closes");
+}
+
+#[tokio::test]
+async fn a_retry_after_keeps_calls_away_until_then() {
+    let two = two("", "").await;
+    two.own.fail_next(1, &Fault::RateLimited { retry_after: Duration::from_mins(1) });
+    for _ in 0..10 {
+        let reply = two.http.post("/chat/completions", &chat(OWN_MODEL)).await;
+        assert_eq!((reply.status, reply.header("x-breakeven-backend")), (StatusCode::OK, "openai"));
+    }
+    assert_eq!(two.own.calls().len(), 1);
+}
+
+#[tokio::test]
+async fn a_server_that_stops_in_mid_stream_with_its_connection_open_ends_in_an_error_event() {
+    let two = two("", "timeouts = { between_bytes = \"200ms\" }").await;
+    two.own.fail_next(4, &Fault::StallAfter(5));
+    let mut streams = JoinSet::new();
+    for _ in 0..4 {
+        let http = two.http.clone();
+        streams.spawn(async move {
+            Events::of(http.open("/chat/completions", &streamed(OWN_MODEL)).await).rest().await
+        });
+    }
+    while let Some(stream) = streams.join_next().await {
+        let (events, _) = stream.unwrap();
+        assert!(data(&events).last().unwrap()["error"].is_object(), "{events:?}");
+        assert!(!events.iter().any(|event| event.contains("[DONE]")), "{events:?}");
+    }
+    assert!(two.proxy.entries().await.iter().all(|entry| entry.outcome == Outcome::Timeout));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn at_twice_the_load_that_it_can_take_the_self_hosted_side_stays_as_fast_as_alone() {
+    let two = two("", "").await;
+    two.own.set(|settings| {
+        settings.time_to_first_token = Duration::from_millis(20);
+        settings.time_per_output_token = Duration::from_millis(5);
+    });
+    // Eight clients keep twice four slots busy.
+    let mut clients = JoinSet::new();
+    for _ in 0..8 {
+        let http = two.http.clone();
+        clients.spawn(async move {
+            let mut own = Vec::new();
+            for _ in 0..25 {
+                let watch = Stopwatch::start();
+                let answer = http.open("/chat/completions", &streamed(OWN_MODEL)).await;
+                assert_eq!(answer.status(), StatusCode::OK);
+                let at_own = answer.headers()["x-breakeven-backend"] == "gpu";
+                let mut events = Events::of(answer);
+                events.next().await.unwrap();
+                if at_own {
+                    own.push(watch.elapsed());
+                }
+                assert_eq!(events.rest().await.0.last().unwrap(), "data: [DONE]");
+            }
+            own
+        });
+    }
+    let mut first_tokens = Vec::new();
+    while let Some(client) = clients.join_next().await {
+        first_tokens.extend(client.unwrap());
+    }
+    first_tokens.sort_unstable();
+    let p99 = first_tokens[first_tokens.len() * 99 / 100];
+    eprintln!("{} of 200 calls self-hosted, first token p99 {p99:?}", first_tokens.len());
+    assert!(first_tokens.len() >= 50, "{} were served there", first_tokens.len());
+    assert!(two.own.most_in_flight() <= 4, "nobody waits in line: {}", two.own.most_in_flight());
+    // The objective of a conversation; most of it is room for a busy machine.
+    assert!(p99 < Duration::from_secs(1), "{p99:?}");
+}
