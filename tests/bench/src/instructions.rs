@@ -16,10 +16,12 @@ use anyhow::Context;
 
 use crate::http::{Event, Reader};
 use crate::prose::{ChatBody, write_serial};
-use crate::rounds::{Mock, end, free_address, wait_until};
+use crate::rounds::{Mock, START_TIMEOUT, end, free_address, wait_until};
 
 /// What may be lost without a word.
 const SLACK: f64 = 0.10;
+/// How many times slower a program may be under valgrind.
+const VALGRIND: u32 = 10;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
 #[derive(clap::Args)]
@@ -123,7 +125,8 @@ fn count(arguments: &Arguments, upstream: SocketAddr, calls: &[u32]) -> anyhow::
         .stderr(Stdio::null())
         .spawn()
         .context("valgrind cannot be started; is it installed?")?;
-    let called = wait_until(|| TcpStream::connect(listen).is_ok()).and_then(|()| call(listen, calls));
+    let called = wait_until(START_TIMEOUT * VALGRIND, || TcpStream::connect(listen).is_ok())
+        .and_then(|()| call(listen, calls));
     end(&mut proxy);
     called?;
     total(&counts)

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use self::case::{CASES, Case};
 use self::target::{Running, Target};
-pub use self::target::{end, free_address, wait_until};
+pub use self::target::{START_TIMEOUT, end, free_address, wait_until};
 use crate::load::Report;
 use crate::process;
 
@@ -188,7 +188,8 @@ impl Mock {
         let process =
             Command::new(std::env::current_exe()?).arg("mock").arg(format!("--listen={address}")).spawn()?;
         let mock = Self { process, address };
-        wait_until(|| mock.behave("delay_us=0").is_ok()).context("the mock does not answer")?;
+        wait_until(START_TIMEOUT, || mock.behave("delay_us=0").is_ok())
+            .context("the mock does not answer")?;
         Ok(mock)
     }
 

@@ -12,7 +12,8 @@ use tempfile::TempDir;
 
 use super::{Arguments, OUR_CORE, PROXY_CORE, pin};
 
-const START_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a program may take to start.
+pub const START_TIMEOUT: Duration = Duration::from_secs(20);
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 const NGINX_CONF: &str = include_str!("../../nginx.conf");
 const CALL: &str = r#"{"model":"gpt-4o-mini","messages":[{"role":"user","content":"hi"}]}"#;
@@ -94,7 +95,7 @@ impl Target {
         let spawned = command.spawn();
         pin(OUR_CORE)?;
         let mut process = spawned.with_context(|| format!("{command:?}"))?;
-        let answered = wait_until(|| {
+        let answered = wait_until(START_TIMEOUT, || {
             let status = request(address, "/v1/chat/completions", CALL);
             status.is_ok_and(|status| status == 200)
         });
@@ -185,10 +186,10 @@ pub fn request(address: SocketAddr, target: &str, body: &str) -> anyhow::Result<
 }
 
 /// Asks again every millisecond: what is waited for takes a few.
-pub fn wait_until(mut is_so: impl FnMut() -> bool) -> anyhow::Result<()> {
+pub fn wait_until(patience: Duration, mut is_so: impl FnMut() -> bool) -> anyhow::Result<()> {
     let began = Instant::now();
     while !is_so() {
-        anyhow::ensure!(began.elapsed() < START_TIMEOUT, "not within {START_TIMEOUT:?}");
+        anyhow::ensure!(began.elapsed() < patience, "not within {patience:?}");
         std::thread::sleep(Duration::from_millis(1));
     }
     Ok(())
