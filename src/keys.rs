@@ -24,8 +24,8 @@ use self::secret::Digest;
 use self::store::{Record, Store, StoreError};
 use crate::config::{AuthMode, Budget, BudgetPeriod, BudgetScope, Config};
 use crate::economics::{NanoUsd, Timestamp};
-use crate::ledger::query::{self, CallerSpend};
 use crate::ledger::LedgerError;
+use crate::ledger::query::{self, CallerSpend};
 use crate::metrics::BudgetState;
 
 /// The keys and budgets in force.
@@ -169,7 +169,11 @@ impl Keys {
         let directory = self.directory.load();
         let of_keys = directory.values().filter_map(|key| key.account.as_ref()).map(|account| account.held());
         let accounts = self.accounts.load();
-        accounts.iter().map(|account| account.held()).chain(of_keys).fold(NanoUsd::ZERO, |sum, held| sum + held)
+        accounts
+            .iter()
+            .map(|account| account.held())
+            .chain(of_keys)
+            .fold(NanoUsd::ZERO, |sum, held| sum + held)
     }
 }
 

@@ -22,8 +22,8 @@ use super::raw::{RawConfig, RawLedger, RawLimits, RawLog, RawMetrics, RawPolicy,
 use super::read::{At, FromToml};
 use super::scalar::{Count, Number, SecretReference, Size, Time};
 use super::{
-    AuthMode, BackendKind, Config, Fsync, LedgerSettings, Limits, LogFormat, LogSettings,
-    MetricsSettings, PolicyParameters, Retry, Secret, Server, Tls, UnknownPrice, WhenUnavailable, defaults,
+    AuthMode, BackendKind, Config, Fsync, LedgerSettings, Limits, LogFormat, LogSettings, MetricsSettings,
+    PolicyParameters, Retry, Secret, Server, Tls, UnknownPrice, WhenUnavailable, defaults,
 };
 
 /// What the text refers to outside itself, so that a test can supply it.

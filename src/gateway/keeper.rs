@@ -22,9 +22,8 @@ pub async fn run(gateway: Arc<Gateway>, mut shutdown: watch::Receiver<bool>) {
             _ = timer.tick() => {}
         }
         let looking = gateway.clone();
-        let looked = tokio::task::spawn_blocking(move || {
-            looking.keys.refresh(&looking.state().config, looking.now())
-        });
+        let looked =
+            tokio::task::spawn_blocking(move || looking.keys.refresh(&looking.state().config, looking.now()));
         match looked.await {
             Ok(Ok(())) => gateway.metrics.budgets(gateway.keys.states(gateway.now())),
             Ok(Err(error)) => {

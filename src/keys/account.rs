@@ -161,7 +161,11 @@ mod tests {
         let account = account(1_000_000, 990_000);
         let admitted: Vec<_> = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..8)
-                .map(|_| scope.spawn(|| (0..125).filter_map(|_| account.hold(nanos(3000), at(1)).ok()).collect::<Vec<_>>()))
+                .map(|_| {
+                    scope.spawn(|| {
+                        (0..125).filter_map(|_| account.hold(nanos(3000), at(1)).ok()).collect::<Vec<_>>()
+                    })
+                })
                 .collect();
             threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
         });

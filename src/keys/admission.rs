@@ -57,14 +57,16 @@ impl Keys {
     ) -> Result<(Admission, Option<NotAdmitted>), NotAdmitted> {
         let mut admission = Admission::default();
         let (mut restriction, mut refusal) = (None, None);
-        self.accounts_of(key.map(AsRef::as_ref), team, route, |account| match account.hold(bounds.cost, now) {
-            Ok(hold) => admission.holds.push(hold),
-            Err(spent) if account.budget.when_spent == WhenSpent::CheaperBackend => {
-                restriction = Some(refused(account, spent));
-                // What the cheaper backend costs is still counted.
-                admission.holds.push(Hold::of_nothing(account));
+        self.accounts_of(key.map(AsRef::as_ref), team, route, |account| {
+            match account.hold(bounds.cost, now) {
+                Ok(hold) => admission.holds.push(hold),
+                Err(spent) if account.budget.when_spent == WhenSpent::CheaperBackend => {
+                    restriction = Some(refused(account, spent));
+                    // What the cheaper backend costs is still counted.
+                    admission.holds.push(Hold::of_nothing(account));
+                }
+                Err(spent) => refusal = Some(refused(account, spent)),
             }
-            Err(spent) => refusal = Some(refused(account, spent)),
         });
         if let Some(refusal) = refusal {
             return Err(refusal);
@@ -98,7 +100,11 @@ impl Admission {
     pub fn part(&self) -> Self {
         Self {
             holds: self.holds.iter().map(|hold| Hold::of_nothing(hold.account())).collect(),
-            tokens: self.tokens.as_ref().map(|hold| TokenHold { key: hold.key.clone(), taken: 0, at: hold.at }),
+            tokens: self.tokens.as_ref().map(|hold| TokenHold {
+                key: hold.key.clone(),
+                taken: 0,
+                at: hold.at,
+            }),
         }
     }
 }

@@ -5,7 +5,8 @@ use crate::economics::Timestamp;
 
 /// The period around an instant: when it began, and when it ends. A lifetime has neither.
 pub fn bounds(period: BudgetPeriod, now: Timestamp) -> (Timestamp, Option<Timestamp>) {
-    let instant = i64::try_from(now.as_millis()).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
+    let instant =
+        i64::try_from(now.as_millis()).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
     let today = jiff::tz::TimeZone::UTC.to_datetime(instant.unwrap_or_default()).date();
     let (first, next) = match period {
         BudgetPeriod::Day => (today, today.tomorrow()),
@@ -31,7 +32,9 @@ pub const fn name(period: BudgetPeriod) -> &'static str {
 
 /// The period of a name.
 pub fn named(name: &str) -> Option<BudgetPeriod> {
-    [BudgetPeriod::Day, BudgetPeriod::Month, BudgetPeriod::Lifetime].into_iter().find(|period| self::name(*period) == name)
+    [BudgetPeriod::Day, BudgetPeriod::Month, BudgetPeriod::Lifetime]
+        .into_iter()
+        .find(|period| self::name(*period) == name)
 }
 
 #[cfg(test)]

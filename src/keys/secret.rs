@@ -53,7 +53,8 @@ fn random<const N: usize>() -> Result<[u8; N], NoRandomness> {
 fn base64url(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
     for group in bytes.chunks(3) {
-        let bits = group.iter().enumerate().fold(0_u32, |bits, (at, byte)| bits | u32::from(*byte) << (16 - 8 * at));
+        let bits =
+            group.iter().enumerate().fold(0_u32, |bits, (at, byte)| bits | u32::from(*byte) << (16 - 8 * at));
         for digit in 0..=group.len() {
             text.push(char::from(ALPHABET[(bits >> (18 - 6 * digit) & 63) as usize]));
         }

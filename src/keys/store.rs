@@ -109,15 +109,18 @@ impl Store {
     /// All keys, oldest first.
     pub fn all(&self) -> Result<Vec<Record>, StoreError> {
         let read = || {
-            let mut statement =
-                self.connection.prepare_cached(&format!("SELECT {COLUMNS} FROM keys ORDER BY created_at, id"))?;
+            let mut statement = self
+                .connection
+                .prepare_cached(&format!("SELECT {COLUMNS} FROM keys ORDER BY created_at, id"))?;
             statement.query_map([], record)?.collect()
         };
         self.wrap(read())
     }
 
     pub fn insert(&self, key: &Record) -> Result<(), StoreError> {
-        let sql = format!("INSERT INTO keys ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)");
+        let sql = format!(
+            "INSERT INTO keys ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)"
+        );
         let inserted = self.connection.execute(
             &sql,
             params![
@@ -142,7 +145,9 @@ impl Store {
     /// Ends a key for good. False when there is none with that id that is not revoked already.
     pub fn revoke(&self, id: &str, now: Timestamp) -> Result<bool, StoreError> {
         let sql = "UPDATE keys SET revoked_at = ?2 WHERE id = ?1 AND revoked_at IS NULL";
-        self.wrap(self.connection.execute(sql, params![id, signed(now.as_millis())]).map(|changed| changed > 0))
+        self.wrap(
+            self.connection.execute(sql, params![id, signed(now.as_millis())]).map(|changed| changed > 0),
+        )
     }
 
     fn wrap<T>(&self, result: rusqlite::Result<T>) -> Result<T, StoreError> {

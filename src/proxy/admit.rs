@@ -98,8 +98,10 @@ pub fn admit_call(
     let offers = order.iter().map(|index| &route.offers[*index]);
     let bounds = bounds(exchange.state(), route, call, offers);
     let names = (exchange.team(), route.spec.name.as_str());
-    let (admission, spent) =
-        gateway.keys.admit(key.as_ref(), names, bounds, gateway.now()).map_err(|why| refusal(&gateway, why))?;
+    let (admission, spent) = gateway
+        .keys
+        .admit(key.as_ref(), names, bounds, gateway.now())
+        .map_err(|why| refusal(&gateway, why))?;
     if let Some(spent) = spent {
         order.retain(|index| !route.offers[*index].backend.is_api());
         if order.is_empty() {
@@ -148,24 +150,22 @@ fn refusal(gateway: &Gateway, why: NotAdmitted) -> ProxyError {
 }
 
 /// The most that a call can cost and use, before anything of it is known but its request.
-fn bounds<'a>(
-    state: &State,
-    route: &Route,
-    call: &Call,
-    offers: impl Iterator<Item = &'a Offer>,
-) -> Bounds {
+fn bounds<'a>(state: &State, route: &Route, call: &Call, offers: impl Iterator<Item = &'a Offer>) -> Bounds {
     let estimate = route.ratio.estimate(call.input_bytes);
     // A quarter more, because a text can have more tokens a byte than those before it.
     let input = estimate + estimate / 4 + u64::from(call.media_parts) * MEDIA_PART_TOKENS;
     let has_output = call.endpoint != Endpoint::Embeddings;
     let choices = u64::from(call.choices) * u64::from(has_output);
-    let most = Usage::new(input, call.max_output_tokens.unwrap_or(UNLIMITED_OUTPUT_TOKENS).saturating_mul(choices));
+    let most =
+        Usage::new(input, call.max_output_tokens.unwrap_or(UNLIMITED_OUTPUT_TOKENS).saturating_mul(choices));
     let expected = route.expected_output(call.max_output_tokens).saturating_mul(choices);
     let tier = call.service_tier.unwrap_or_default();
     let cost = offers.map(|offer| match (offer.backend.is_api(), &route.pool) {
         (false, Some(pool)) => pool.rent_of(pool.work_of(&most)) + pool.spec.request_fee,
         (false, None) => NanoUsd::ZERO,
-        (true, _) => offer.card(&state.config, &call.model).map(|card| card.cost(&most, tier)).unwrap_or_default(),
+        (true, _) => {
+            offer.card(&state.config, &call.model).map(|card| card.cost(&most, tier)).unwrap_or_default()
+        }
     });
     Bounds { cost: cost.max().unwrap_or_default(), tokens: input.saturating_add(expected) }
 }

@@ -133,7 +133,9 @@ impl ProxyError {
             Self::Unavailable { retry_after_seconds, .. } => Some(*retry_after_seconds),
             Self::Overloaded { .. } | Self::Draining => Some(1),
             Self::LedgerUnavailable => Some(5),
-            Self::RateLimited { wait, .. } => Some(wait.as_millis().div_ceil(1000).max(1).try_into().unwrap_or(u64::MAX)),
+            Self::RateLimited { wait, .. } => {
+                Some(wait.as_millis().div_ceil(1000).max(1).try_into().unwrap_or(u64::MAX))
+            }
             Self::BudgetSpent { retry_after_seconds, .. } => *retry_after_seconds,
             _ => None,
         }

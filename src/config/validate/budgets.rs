@@ -3,8 +3,8 @@
 use super::super::raw::{RawBudget, RawConfig};
 use super::super::read::{At, Named};
 use super::super::{
-    Auth, AuthMode, Backend, BackendKind, Budget, BudgetPeriod, BudgetScope, Place, Route, WhenSpent, defaults,
-    problem,
+    Auth, AuthMode, Backend, BackendKind, Budget, BudgetPeriod, BudgetScope, Place, Route, WhenSpent,
+    defaults, problem,
 };
 use super::Checker;
 use crate::economics::NanoUsd;
@@ -19,7 +19,10 @@ impl Checker<'_> {
                 let place = raw.backends.as_ref().and_then(|all| place_of_backend(all, &backend.name));
                 self.findings.problem(
                     &place.unwrap_or_default(),
-                    format!("backend `{}` has no `api_key`, and with `auth.mode = \"keys\"` clients bring none", backend.name),
+                    format!(
+                        "backend `{}` has no `api_key`, and with `auth.mode = \"keys\"` clients bring none",
+                        backend.name
+                    ),
                     "write `api_key = { env = \"OPENAI_API_KEY\" }`",
                 );
             }
@@ -63,7 +66,11 @@ impl Checker<'_> {
             self.findings.problem(&at.place, "is for more than one thing", remedy);
         }
         for empty in [team, route, key].into_iter().flatten().filter(|at| at.value.is_empty()) {
-            self.findings.problem(&empty.place, "is empty", "write whose calls the budget counts, or remove it");
+            self.findings.problem(
+                &empty.place,
+                "is empty",
+                "write whose calls the budget counts, or remove it",
+            );
         }
         if let Some(route) = route {
             self.check_route_name(route, routes);
