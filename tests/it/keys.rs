@@ -21,7 +21,8 @@ use crate::support::{Http, Reply, chat, with};
 
 const MODEL: &str = "gpt-4o-mini";
 const OWN_MODEL: &str = "house-model";
-const API_KEY: &str = "CARGO_PKG_NAME";
+/// The variable that holds the owner's key of the API.
+const API_KEY: &str = "OWNERS_KEY";
 
 /// A proxy that asks for virtual keys, and a folder with its ledger, which outlives it.
 struct House {
