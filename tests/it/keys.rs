@@ -289,9 +289,11 @@ async fn a_spent_budget_is_told_as_openai_does_and_outlives_a_restart_until_its_
         house.start().await;
     }
     clock.advance(Duration::from_hours(12));
-    assert_eq!(house.call(&secret, &chat(MODEL)).await.status, StatusCode::OK);
+    let reply = house.call(&secret, &chat(MODEL)).await;
+    assert_eq!(reply.status, StatusCode::OK, "{}", reply.text());
+    let spent = house.spent(&id).await;
     let listed: Value = serde_json::from_str(&house.command(&["list", "--format", "json"])).unwrap();
-    assert_eq!(listed[0]["spent_lifetime_usd"], house.spent(&id).await.to_string());
+    assert_eq!(listed[0]["spent_lifetime_usd"], spent.to_string());
 }
 
 #[tokio::test]
