@@ -13,6 +13,7 @@ pub mod secret;
 pub mod store;
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -204,11 +205,11 @@ struct Past<'a> {
 
 impl Past<'_> {
     fn account(&mut self, budget: Budget) -> Result<Arc<Account>, LedgerError> {
-        let rows = match self.read.get(&budget.period) {
-            Some(rows) => rows,
-            None => {
+        let rows = match self.read.entry(budget.period) {
+            Entry::Occupied(read) => read.into_mut(),
+            Entry::Vacant(unread) => {
                 let rows = spend_of_period(self.ledger, budget.period, self.now)?;
-                self.read.entry(budget.period).or_insert(rows)
+                unread.insert(rows)
             }
         };
         let counted = rows.iter().filter(|row| match &budget.scope {

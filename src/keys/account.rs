@@ -47,14 +47,14 @@ impl Account {
             return Err(Spent { until: book.to });
         }
         let amount = most.max(NanoUsd::ZERO);
-        book.held = book.held + amount;
+        book.held += amount;
         Ok(Hold { account: self.clone(), amount })
     }
 
     /// Adds what was spent without having been held.
     pub fn charge(&self, cost: NanoUsd, now: Timestamp) {
         let mut book = self.book_at(now);
-        book.spent = book.spent + cost;
+        book.spent += cost;
     }
 
     /// What is held by calls that are under way.
@@ -109,8 +109,8 @@ impl Hold {
     /// Gives back what is held and charges what the call did cost, as one change.
     pub fn settle(mut self, cost: NanoUsd, now: Timestamp) {
         let mut book = self.account.book_at(now);
-        book.held = book.held - self.amount;
-        book.spent = book.spent + cost;
+        book.held -= self.amount;
+        book.spent += cost;
         drop(book);
         self.amount = NanoUsd::ZERO;
     }
@@ -119,7 +119,7 @@ impl Hold {
 impl Drop for Hold {
     fn drop(&mut self) {
         let mut book = self.account.lock();
-        book.held = book.held - self.amount;
+        book.held -= self.amount;
     }
 }
 
@@ -170,7 +170,9 @@ mod tests {
             threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
         });
         assert_eq!(admitted.len(), 4);
-        admitted.into_iter().for_each(|hold| hold.settle(nanos(3000), at(2)));
+        for hold in admitted {
+            hold.settle(nanos(3000), at(2));
+        }
         assert_eq!(account.state(at(2)).spent, nanos(1_002_000));
         assert_eq!(account.held(), NanoUsd::ZERO);
         assert_eq!(account.hold(nanos(1), at(2)).unwrap_err(), Spent { until: Some(at(86_400)) });

@@ -49,10 +49,10 @@ mod tests {
     #[test]
     fn days_and_months_are_those_of_utc_and_december_ends_with_the_year() {
         let now = at("2026-12-31T23:59:59.999Z");
-        let new_year = Some(at("2027-01-01T00:00:00Z"));
-        assert_eq!(bounds(BudgetPeriod::Day, now), (at("2026-12-31T00:00:00Z"), new_year));
-        assert_eq!(bounds(BudgetPeriod::Month, now), (at("2026-12-01T00:00:00Z"), new_year));
+        let new_year = at("2027-01-01T00:00:00Z");
+        assert_eq!(bounds(BudgetPeriod::Day, now), (at("2026-12-31T00:00:00Z"), Some(new_year)));
+        assert_eq!(bounds(BudgetPeriod::Month, now), (at("2026-12-01T00:00:00Z"), Some(new_year)));
         assert_eq!(bounds(BudgetPeriod::Lifetime, now), (Timestamp::ZERO, None));
-        assert_eq!(bounds(BudgetPeriod::Day, new_year.unwrap()).0, new_year.unwrap());
+        assert_eq!(bounds(BudgetPeriod::Day, new_year).0, new_year);
     }
 }

@@ -45,7 +45,7 @@ fn a_budget_is_for_one_thing_that_exists() {
     says(&budget("team = \"a\"\nroute = \"chat\"\nusd = 1"), &["is for more than one thing"]);
     says(&budget("usd = -1"), &["budgets.b.usd: must not be negative"]);
     says(&budget("key = \"key_1\"\nusd = 1"), &["there are no virtual keys"]);
-    says(&budget("team = \"a\""), &["budgets.b.usd"]);
+    says(&budget("team = \"a\""), &["budgets.b: has no `usd`"]);
     assert_eq!(good(&budget("usd = \"0.5\"")).budgets[0].limit.as_nanos(), 500_000_000);
 }
 
