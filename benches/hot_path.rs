@@ -4,9 +4,13 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use breakeven::clock::{Clock, Stopwatch};
-use breakeven::config;
-use breakeven::economics::{Tier, Usage};
+use breakeven::config::{self, BudgetPeriod};
+use breakeven::economics::{NanoUsd, Tier, Usage};
 use breakeven::gateway::{Gateway, Route, choose};
+use breakeven::keys::Keys;
+use breakeven::keys::admission::Bounds;
+use breakeven::keys::secret::Digest;
+use breakeven::keys::store::{Record, Store, path_beside};
 use breakeven::ledger::{Ledger, Outcome};
 use breakeven::openai::usage::{self, Reported};
 use breakeven::openai::{Call, Change, Endpoint, StreamReader, tokenizer};
@@ -209,4 +213,47 @@ fn open_route_and_begin(bencher: Bencher<'_, '_>) {
 #[divan::bench]
 fn request_id() -> uuid::Uuid {
     uuid::Uuid::now_v7()
+}
+
+/// Finding a virtual key by its secret and admitting a call to its budget and its limits, then settling it.
+#[divan::bench(args = [1, 100, 10_000])]
+fn admit_with_a_key_among(bencher: Bencher<'_, '_>, keys: usize) {
+    let folder = tempfile::tempdir().expect("there is a temporary folder");
+    let text = format!(
+        "[auth]\nmode = \"keys\"\n[ledger]\npath = \"{}\"\n{}",
+        folder.path().join("breakeven.db").display(),
+        CONFIG.replacen("kind = \"api\"", "kind = \"api\"\napi_key = { env = \"KEY\" }", 1)
+    );
+    let config = config::parse(&text, "bench", &|_| Some("sk-owner".to_owned())).expect("it is right");
+    let store = Store::open(&path_beside(&config.ledger.path)).expect("the file can be made");
+    let now = Clock::system().now();
+    let secret = |number: usize| format!("sk-be-{number:043}");
+    for number in 0..keys {
+        let key = Record {
+            id: format!("key_{number}"),
+            digest: Digest::of(secret(number).as_bytes()),
+            name: String::new(),
+            team: String::new(),
+            budget: Some((NanoUsd::from_nanos(i64::MAX / 2), BudgetPeriod::Month)),
+            requests_per_minute: Some(u64::MAX >> 1),
+            tokens_per_minute: Some(u64::MAX >> 1),
+            routes: Vec::new(),
+            backends: Vec::new(),
+            created_at: now,
+            expires_at: None,
+            revoked_at: None,
+        };
+        store.insert(&key).expect("it is new");
+    }
+    let live = Keys::default();
+    live.refresh(&config, now).expect("the keys can be read");
+    let secrets: Vec<String> = (0..keys).map(secret).collect();
+    let mut next = 0;
+    bencher.bench_local(|| {
+        next = (next + 1) % keys;
+        let key = live.find(secrets[next].as_bytes(), now).expect("it is in force");
+        let bounds = Bounds { cost: NanoUsd::from_nanos(1000), tokens: 100 };
+        let (mut admission, _) = live.admit(Some(&key), ("", "chat"), bounds, now).expect("there is enough");
+        admission.settle(NanoUsd::from_nanos(900), 90, now);
+    });
 }

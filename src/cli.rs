@@ -5,6 +5,7 @@ use clap_complete::Shell;
 
 use crate::commands::check::CheckArgs;
 use crate::commands::demo::DemoArgs;
+use crate::commands::keys::KeysArgs;
 use crate::commands::plan::PlanArgs;
 use crate::commands::prices::PricesArgs;
 use crate::commands::report::ReportArgs;
@@ -32,6 +33,7 @@ pub enum Command {
     Plan(PlanArgs),
     Simulate(Box<SimulateArgs>),
     Report(ReportArgs),
+    Keys(KeysArgs),
     Prices(PricesArgs),
     Schema(SchemaArgs),
     Completions(CompletionsArgs),

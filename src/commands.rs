@@ -3,6 +3,7 @@
 pub mod check;
 pub mod demo;
 pub mod economy;
+pub mod keys;
 pub mod plan;
 pub mod prices;
 pub mod report;
@@ -29,6 +30,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Plan(arguments) => plan::run(&arguments, &mut stdout().lock()),
         Command::Simulate(arguments) => simulate::run(&arguments, &mut stdout().lock()),
         Command::Report(arguments) => report::run(&arguments, &mut stdout().lock()),
+        Command::Keys(arguments) => keys::run(&arguments, &mut stdout().lock()),
         Command::Prices(arguments) => prices::run(&arguments),
         Command::Schema(arguments) => schema::run(&arguments),
         Command::Completions(arguments) => {

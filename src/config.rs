@@ -49,6 +49,8 @@ pub struct Config {
     pub metrics: MetricsSettings,
     pub log: LogSettings,
     pub unknown_price: UnknownPrice,
+    /// Budgets besides those of single virtual keys.
+    pub budgets: Vec<Budget>,
     pub backends: Vec<Backend>,
     pub routes: Vec<Route>,
     /// Model names that clients ask for, and the route that serves them.
@@ -107,6 +109,43 @@ pub enum AuthMode {
     PassThrough,
     /// Clients hold virtual keys made by `breakeven keys create`.
     Keys,
+}
+
+/// What some calls may cost together in a period.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Budget {
+    pub name: String,
+    pub scope: BudgetScope,
+    pub limit: NanoUsd,
+    pub period: BudgetPeriod,
+    pub when_spent: WhenSpent,
+}
+
+/// The calls that a budget counts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BudgetScope {
+    All,
+    Team(String),
+    Route(String),
+    /// Public id of a virtual key.
+    Key(String),
+}
+
+/// How long a budget is for. Days and months are those of UTC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum BudgetPeriod {
+    Day,
+    Month,
+    Lifetime,
+}
+
+/// What happens to a call whose budget has nothing left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WhenSpent {
+    /// 429.
+    Refuse,
+    /// It goes to self-hosted backends only, where one more call adds nothing to the bill; 429 without one.
+    CheaperBackend,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

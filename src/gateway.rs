@@ -1,6 +1,7 @@
 //! The shared state of a running gateway: what the request path reads as snapshots and adds to as atomics.
 
 pub mod books;
+pub mod keeper;
 mod pool;
 mod retries;
 mod route;
@@ -20,6 +21,7 @@ use crate::clock::Clock;
 use crate::config::{self, BackendId, Config, RouteId};
 use crate::economics::length::OutputLength;
 use crate::economics::{PriceCard, Timestamp};
+use crate::keys::Keys;
 use crate::ledger::{Event, Ledger};
 use crate::metrics::{Metrics, Series};
 use crate::openai::tokenizer::Ratio;
@@ -34,6 +36,7 @@ pub struct Gateway {
     pub metrics: Metrics,
     pub retries: RetryBudget,
     pub counter: Counter,
+    pub keys: Keys,
     state: ArcSwap<State>,
     in_flight: AtomicUsize,
     draining: AtomicBool,
@@ -111,6 +114,7 @@ impl Gateway {
             metrics,
             retries,
             counter: Counter::default(),
+            keys: Keys::default(),
             state: ArcSwap::from_pointee(state),
             in_flight: AtomicUsize::new(0),
             draining: AtomicBool::new(false),

@@ -13,6 +13,7 @@ pub mod economics;
 pub mod fleet;
 pub mod gateway;
 pub mod health;
+pub mod keys;
 pub mod ledger;
 pub mod metrics;
 pub mod openai;

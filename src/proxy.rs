@@ -1,5 +1,6 @@
 //! The story of one request: admit, read, route, send, meter.
 
+pub mod admit;
 pub mod bill;
 pub mod body;
 pub mod caller;
@@ -22,6 +23,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response, Version, header, request};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
 
 use crate::clock::Stopwatch;
 use crate::config::{Limits, UnknownPrice, WhenUnavailable};
@@ -32,8 +34,9 @@ use crate::openai::endpoint::azure_deployment;
 use crate::openai::{ApiError, Call, Endpoint};
 use crate::upstream::client::Clients;
 use crate::upstream::send::{Outgoing, send};
+use admit::{admit_call, admit_unread, authenticate};
 use body::Body;
-use caller::{caller_of, team_of};
+use caller::team_of;
 use error::ProxyError;
 use exchange::Exchange;
 use headers::Head;
@@ -90,15 +93,30 @@ async fn forward(
     may_record(gateway, state.config.ledger.when_unavailable)?;
     gateway.retries.earn();
     let upgrade = upgrade::is_asked(&request).then(|| hyper::upgrade::on(&mut request));
-    let (parts, incoming) = request.into_parts();
+    let (mut parts, incoming) = request.into_parts();
     let endpoint = Endpoint::of(&parts.method, parts.uri.path());
-    let caller = caller_of(&parts.headers);
-    let exchange = Exchange::open(gateway.clone(), state, endpoint, caller, watch, presence);
+    let (caller, key) = authenticate(gateway, &state, &parts.uri, &mut parts.headers)?;
+    let mut exchange = Exchange::open(gateway.clone(), state, endpoint, caller, watch, presence);
+    exchange.set_key(key);
     if endpoint.is_routed() {
         routed(clients, exchange, parts, incoming).await
     } else if matches!(endpoint, Endpoint::Models | Endpoint::Model) {
         models::answer(clients, exchange, parts, incoming).await
-    } else if let Some(upgrade) = upgrade {
+    } else {
+        unread(clients, exchange, parts, incoming, upgrade).await
+    }
+}
+
+/// A path that is not understood.
+async fn unread(
+    clients: &Clients,
+    mut exchange: Exchange,
+    parts: request::Parts,
+    incoming: Incoming,
+    upgrade: Option<OnUpgrade>,
+) -> Result<Response<Body>, ProxyError> {
+    admit_unread(&mut exchange, &parts.method, upgrade.is_some())?;
+    if let Some(upgrade) = upgrade {
         upgrade::tunnel(clients, exchange, parts, upgrade).await
     } else {
         passthrough::pass(clients, exchange, parts, incoming).await
@@ -135,7 +153,8 @@ async fn routed(
     let Some(route) = state.route_of(&call.model).cloned() else {
         return unrouted(clients, exchange, parts, call, body).await;
     };
-    let choice = route_call(&exchange, &route, &call, &parts.headers)?;
+    let mut choice = route_call(&exchange, &route, &call, &parts.headers)?;
+    admit_call(&mut exchange, &route, &call, &mut choice.order)?;
     count_decision(&route, &choice);
     exchange.set_call(call, &body, Some(route), choice.reason);
     let mut request = outgoing(parts, body);
@@ -206,6 +225,7 @@ async fn unrouted(
         return Err(ProxyError::Unpriced { model: call.model.chars().take(128).collect() });
     }
     let route = Arc::new(Route::alone(backend.clone(), &call.model));
+    admit_call(&mut exchange, &route, &call, &mut vec![0])?;
     exchange.set_call(call, &body, Some(route), Reason::OnlyOffer);
     let mut request = outgoing(parts, body);
     match send(clients, &mut exchange, &mut request, &[0]).await {

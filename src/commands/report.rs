@@ -69,7 +69,7 @@ pub fn report(arguments: &ReportArgs, now: Timestamp, out: &mut impl Write) -> a
     {
         return Err(anyhow!("`--since` is not before `--until`: the range is empty"));
     }
-    let path = ledger_path(arguments)?;
+    let path = ledger_path(arguments.ledger.as_deref(), arguments.config.as_deref())?;
     catch_up(&path, now);
     let by = if arguments.format == Format::Focus { focus::KEYS.as_slice() } else { &arguments.by };
     let rows = query::totals(&path, since, until, by)?;
@@ -91,11 +91,11 @@ fn catch_up(path: &Path, now: Timestamp) {
 }
 
 /// Reads nothing but `ledger.path` of a configuration, so that a report needs none of its secrets.
-fn ledger_path(arguments: &ReportArgs) -> anyhow::Result<PathBuf> {
-    if let Some(path) = &arguments.ledger {
-        return Ok(path.clone());
+pub fn ledger_path(ledger: Option<&Path>, config: Option<&Path>) -> anyhow::Result<PathBuf> {
+    if let Some(path) = ledger {
+        return Ok(path.to_owned());
     }
-    let Some(file) = config::find(arguments.config.as_deref()) else {
+    let Some(file) = config::find(config) else {
         return Ok(config::defaults::LEDGER_PATH.into());
     };
     let text = std::fs::read_to_string(&file)

@@ -19,7 +19,7 @@ use crate::clock::Clock;
 use crate::config::reload::Watcher;
 use crate::config::{self, Config, Problems, QuickStart};
 use crate::economics::{NanoUsd, Work};
-use crate::gateway::{Gateway, books};
+use crate::gateway::{Gateway, books, keeper};
 use crate::ledger::{Ledger, RentEntry};
 use crate::metrics::SpendKind;
 use crate::planner::Planner;
@@ -119,6 +119,7 @@ impl Proxy {
         let config = Arc::new(config);
         let ledger = Ledger::open(&config.ledger, clock.clone())?;
         let gateway = Gateway::new(config.clone(), clock, ledger)?;
+        gateway.keys.refresh(&config, gateway.now())?;
         let listener = bind(config.server.listen).await?;
         let admin_listener = bind(config.server.admin_listen).await?;
         let address = listener.local_addr()?;
@@ -133,6 +134,7 @@ impl Proxy {
         fleets.follow(&gateway);
         gateway.metrics.config_loaded(gateway.now());
         tasks.spawn(books::run(gateway.clone(), planner_stopped.clone()));
+        tasks.spawn(keeper::run(gateway.clone(), planner_stopped.clone()));
         let planner = tokio::spawn(Planner::new(gateway.clone()).run(planner_stopped));
         let accepting = workers.clone();
         let max_connections = config.limits.max_connections;

@@ -113,5 +113,7 @@ pub const LARGEST_HEAD: u64 = 1 << 20;
 /// Ids are 16 bits wide, and metrics have a label for each.
 pub const MOST_BACKENDS: usize = 256;
 pub const MOST_ROUTES: usize = 4096;
+/// Each call looks at all of them.
+pub const MOST_BUDGETS: usize = 256;
 /// Each is a label value.
 pub const MOST_TEAMS: usize = 200;

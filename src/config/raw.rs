@@ -8,7 +8,7 @@ use super::read::{At, Named, tables, words};
 use super::scalar::{
     Count, HeaderValue, NotInThisBuild, Number, OneOrMore, PerMillion, SecretReference, Size, Time, Usd,
 };
-use super::{AuthMode, Fsync, LogFormat, UnknownPrice, WhenUnavailable};
+use super::{AuthMode, BudgetPeriod, Fsync, LogFormat, UnknownPrice, WhenSpent, WhenUnavailable};
 use crate::economics::Billing;
 
 tables! {
@@ -20,6 +20,8 @@ tables! {
         limits: At<RawLimits>,
         /// Who may call.
         auth: At<RawAuth>,
+        /// What calls may cost together, by name.
+        budgets: Named<RawBudget>,
         /// Where every call is recorded.
         ledger: At<RawLedger>,
         /// One volume and one budget over many proxies.
@@ -86,8 +88,24 @@ tables! {
 
     /// Who may call.
     RawAuth {
-        /// `pass_through`: the client's own key goes to the API backend, and only there. Default: `pass_through`.
+        /// `pass_through`: the client's own key goes to the API backend, and only there; `keys`: clients hold virtual keys made by `breakeven keys create`. Default: `pass_through`.
         mode: At<AuthMode>,
+    }
+
+    /// What some calls may cost together. At most one of `team`, `route` and `key`; without one it counts all calls.
+    RawBudget {
+        /// Calls of this team.
+        team: At<String>,
+        /// Calls of this route.
+        route: At<String>,
+        /// Calls with this virtual key, by its public id (`key_..`).
+        key: At<String>,
+        /// Most that they may cost in a period, in USD.
+        usd: At<Usd>,
+        /// `day` and `month` of UTC, or `lifetime`. Default: `month`.
+        period: At<BudgetPeriod>,
+        /// When nothing is left, `refuse` calls with 429, or send them to the self-hosted backend only (`cheaper_backend`). Default: `refuse`.
+        when_spent: At<WhenSpent>,
     }
 
     /// Where every call is recorded.
@@ -426,6 +444,12 @@ words! {
         "refuse" => ParameterWord::Refuse,
     }
     AuthMode { "pass_through" => AuthMode::PassThrough, "keys" => AuthMode::Keys, }
+    BudgetPeriod {
+        "day" => BudgetPeriod::Day,
+        "month" => BudgetPeriod::Month,
+        "lifetime" => BudgetPeriod::Lifetime,
+    }
+    WhenSpent { "refuse" => WhenSpent::Refuse, "cheaper_backend" => WhenSpent::CheaperBackend, }
     Fsync { "always" => Fsync::Always, "batch" => Fsync::Batch, }
     WhenUnavailable { "refuse" => WhenUnavailable::Refuse, "continue" => WhenUnavailable::Continue, }
     LogFormat { "text" => LogFormat::Text, "json" => LogFormat::Json, }

@@ -4,6 +4,7 @@
 //! can be checked as well, and a configuration with any problem never becomes a [`Config`].
 
 mod backends;
+mod budgets;
 mod prices;
 mod routes;
 
@@ -21,8 +22,8 @@ use super::raw::{RawConfig, RawLedger, RawLimits, RawLog, RawMetrics, RawPolicy,
 use super::read::{At, FromToml};
 use super::scalar::{Count, Number, SecretReference, Size, Time};
 use super::{
-    Auth, AuthMode, BackendKind, Config, Fsync, LedgerSettings, Limits, LogFormat, LogSettings,
-    MetricsSettings, PolicyParameters, Retry, Secret, Server, Tls, UnknownPrice, WhenUnavailable, defaults,
+    AuthMode, BackendKind, Config, Fsync, LedgerSettings, Limits, LogFormat, LogSettings, MetricsSettings,
+    PolicyParameters, Retry, Secret, Server, Tls, UnknownPrice, WhenUnavailable, defaults,
 };
 
 /// What the text refers to outside itself, so that a test can supply it.
@@ -73,7 +74,6 @@ impl Checker<'_> {
 
     fn config(&mut self, raw: &RawConfig, text: &str) -> Config {
         let server = self.server(raw.server.as_ref());
-        let auth = self.auth(raw);
         let unknown_price = raw
             .prices
             .as_ref()
@@ -81,6 +81,7 @@ impl Checker<'_> {
             .map_or(UnknownPrice::ApiOnly, |unknown| unknown.value);
         let prices = self.price_book(raw.prices.as_ref());
         let backends = self.backends(raw.backends.as_ref());
+        let auth = self.auth(raw, &backends);
         let (routes, models) = self.routes(raw.routes.as_ref(), raw.backends.as_ref(), &backends, &prices);
         let config = Config {
             limits: self.limits(raw.limits.as_ref()),
@@ -89,6 +90,7 @@ impl Checker<'_> {
             retry: self.retry(raw.retry.as_ref()),
             metrics: self.metrics(raw.metrics.as_ref()),
             log: self.log(raw.log.as_ref()),
+            budgets: self.budgets(raw.budgets.as_ref(), &routes, auth.mode),
             server,
             auth,
             unknown_price,
@@ -138,19 +140,6 @@ impl Checker<'_> {
                 "leave it out for one a core",
             ),
         }
-    }
-
-    fn auth(&mut self, raw: &RawConfig) -> Auth {
-        let mode = raw.auth.as_ref().and_then(|auth| auth.value.mode.as_ref());
-        if let Some(keys) = mode.filter(|mode| mode.value == AuthMode::Keys) {
-            // Accepted without a check of keys, it would let everybody in while the owner thinks otherwise.
-            self.findings.problem(
-                &keys.place,
-                "\"keys\" is not supported by this build",
-                "write \"pass_through\", and keep `server.listen` where only your applications reach it",
-            );
-        }
-        Auth { mode: AuthMode::PassThrough }
     }
 
     fn address(&mut self, written: Option<&At<String>>, default: &str) -> SocketAddr {

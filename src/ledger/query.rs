@@ -110,6 +110,26 @@ pub fn spend_by_key(path: &Path, since: Timestamp) -> Result<Vec<(String, NanoUs
     collect(path, sql, params![signed(since.as_millis())], read)
 }
 
+/// What a key, a team and a route have spent together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CallerSpend {
+    pub key: String,
+    pub team: String,
+    pub route: String,
+    pub cost: NanoUsd,
+}
+
+/// What was spent since `since` by key, team and route: how a restarted server takes up every kind of budget.
+pub fn spend_by_caller(path: &Path, since: Timestamp) -> Result<Vec<CallerSpend>, LedgerError> {
+    let sql = "SELECT key, team, route, sum(cost) FROM calls JOIN labels ON labels.id = label
+               WHERE closed_at >= ?1 GROUP BY key, team, route ORDER BY key, team, route";
+    let read = |row: &SqlRow<'_>| {
+        let cost = NanoUsd::from_nanos(row.get(3)?);
+        Ok(CallerSpend { key: row.get(0)?, team: row.get(1)?, route: row.get(2)?, cost })
+    };
+    collect(path, sql, params![signed(since.as_millis())], read)
+}
+
 /// Rent of all backends for intervals that begin at or after `since`, oldest first.
 pub fn rent(path: &Path, since: Timestamp) -> Result<Vec<RentEntry>, LedgerError> {
     let sql = "SELECT backend, from_at, to_at, replica_millis, busy, rent, attributed, idle FROM rent

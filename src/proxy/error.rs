@@ -1,8 +1,13 @@
 //! The ways in which the proxy itself refuses or fails a call, as an `OpenAI` SDK expects them.
 
+use std::time::Duration;
+
 use http::{HeaderValue, Response, StatusCode, header};
 
+use super::admit::tell_limits;
 use super::body::Body;
+use crate::keys::Unknown;
+use crate::keys::admission::Limits;
 use crate::openai::ApiError;
 
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +42,20 @@ pub enum ProxyError {
     LedgerUnavailable,
     #[error("no backend offers the model `{model}`")]
     UnknownModel { model: String },
+    #[error("{}", unknown_key(*.0))]
+    InvalidKey(Unknown),
+    #[error("the model `{model}` does not exist or this key may not use it")]
+    ModelNotAllowed { model: String },
+    #[error("this key may not use {what}")]
+    NotAllowed { what: &'static str },
+    #[error("this key's rate limit for {what} is reached; try again in {} ms", wait.as_millis())]
+    RateLimited { what: &'static str, wait: Duration, limits: Limits },
+    #[error("the budget `{budget}` is spent")]
+    BudgetSpent {
+        budget: String,
+        /// Until its period ends; none: it never does.
+        retry_after_seconds: Option<u64>,
+    },
     #[error("a bug in the proxy ended this call; its log says where")]
     Internal,
 }
@@ -72,6 +91,15 @@ impl ProxyError {
             Self::LedgerUnavailable => {
                 (StatusCode::SERVICE_UNAVAILABLE, "server_error", "ledger_unavailable")
             }
+            Self::InvalidKey(_) => (StatusCode::UNAUTHORIZED, "invalid_request_error", "invalid_api_key"),
+            Self::ModelNotAllowed { .. } => {
+                (StatusCode::NOT_FOUND, "invalid_request_error", "model_not_found")
+            }
+            Self::NotAllowed { .. } => (StatusCode::FORBIDDEN, "invalid_request_error", "not_allowed"),
+            Self::RateLimited { what, .. } => (StatusCode::TOO_MANY_REQUESTS, *what, "rate_limit_exceeded"),
+            Self::BudgetSpent { .. } => {
+                (StatusCode::TOO_MANY_REQUESTS, "insufficient_quota", "insufficient_quota")
+            }
             Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "server_error", "internal"),
         };
         Shape { status, kind, code }
@@ -86,7 +114,13 @@ impl ProxyError {
 
     /// The metric label: one of a fixed set.
     pub fn label(&self) -> &'static str {
-        self.shape().code
+        match self {
+            Self::InvalidKey(_) => "authentication",
+            Self::ModelNotAllowed { .. } => "not_allowed",
+            Self::RateLimited { .. } => "rate_limit",
+            Self::BudgetSpent { .. } => "budget",
+            _ => self.shape().code,
+        }
     }
 
     /// Whether the call was refused before any backend was tried.
@@ -99,6 +133,10 @@ impl ProxyError {
             Self::Unavailable { retry_after_seconds, .. } => Some(*retry_after_seconds),
             Self::Overloaded { .. } | Self::Draining => Some(1),
             Self::LedgerUnavailable => Some(5),
+            Self::RateLimited { wait, .. } => {
+                Some(wait.as_millis().div_ceil(1000).max(1).try_into().unwrap_or(u64::MAX))
+            }
+            Self::BudgetSpent { retry_after_seconds, .. } => *retry_after_seconds,
             _ => None,
         }
     }
@@ -120,6 +158,23 @@ impl ProxyError {
         if let Some(seconds) = retry_after {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
+        match &self {
+            Self::RateLimited { limits, .. } => tell_limits(headers, limits),
+            // OpenAI's SDKs obey it: a new attempt can only be refused again.
+            Self::BudgetSpent { .. } => {
+                headers.insert("x-should-retry", HeaderValue::from_static("false"));
+            }
+            _ => {}
+        }
         response
+    }
+}
+
+const fn unknown_key(why: Unknown) -> &'static str {
+    match why {
+        Unknown::Missing => "no API key was provided; send a virtual key as `Authorization: Bearer sk-be-..`",
+        Unknown::Invalid => "incorrect API key provided",
+        Unknown::Expired => "this API key has expired",
+        Unknown::Revoked => "this API key was revoked",
     }
 }

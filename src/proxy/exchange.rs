@@ -16,6 +16,8 @@ use super::reader::Reader;
 use crate::clock::Stopwatch;
 use crate::economics::{NanoUsd, Reason, Timestamp};
 use crate::gateway::{Gateway, Presence, Route, State};
+use crate::keys::Key;
+use crate::keys::admission::Admission;
 use crate::metrics::{AttemptResult, Fault, Series};
 use crate::openai::{Call, Endpoint};
 use crate::upstream::{Backend, Place};
@@ -42,6 +44,8 @@ pub struct Exchange {
     watch: Stopwatch,
     endpoint: Endpoint,
     caller: Caller,
+    key: Option<Arc<Key>>,
+    admission: Admission,
     call: Option<Box<Call>>,
     /// The model that a request names which is not read as a call.
     named_model: Arc<OnceLock<String>>,
@@ -91,6 +95,8 @@ impl Exchange {
             watch,
             endpoint,
             caller,
+            key: None,
+            admission: Admission::default(),
             call: None,
             named_model: Arc::default(),
             body: None,
@@ -119,6 +125,24 @@ impl Exchange {
 
     pub fn endpoint(&self) -> Endpoint {
         self.endpoint
+    }
+
+    pub fn set_key(&mut self, key: Option<Arc<Key>>) {
+        self.key = key;
+    }
+
+    /// The virtual key that it was made with.
+    pub fn key(&self) -> Option<&Arc<Key>> {
+        self.key.as_ref()
+    }
+
+    pub fn team(&self) -> &str {
+        &self.caller.team
+    }
+
+    /// What it holds of budgets and limits, until it is settled or dropped.
+    pub fn set_admission(&mut self, admission: Admission) {
+        self.admission = admission;
     }
 
     /// Time since the request arrived.
@@ -172,6 +196,7 @@ impl Exchange {
             Stopwatch::start(),
             presence,
         );
+        part.admission = self.admission.part();
         part.named_model = self.named_model.clone();
         part.status = self.status;
         part.reason = self.reason;

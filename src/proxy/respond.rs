@@ -2,6 +2,7 @@
 
 use http::{HeaderMap, HeaderValue, Response, header};
 
+use super::admit::tell_limits;
 use super::body::{Body, Metered};
 use super::exchange::Exchange;
 use super::headers;
@@ -88,6 +89,9 @@ pub fn annotate(headers: &mut HeaderMap, exchange: &Exchange) {
         {
             headers.insert(headers::MODEL, model);
         }
+    }
+    if let Some(key) = exchange.key() {
+        tell_limits(headers, &key.limits(exchange.gateway().now()));
     }
     headers.insert(headers::REASON, HeaderValue::from_static(exchange.reason().as_str()));
 }

@@ -13,14 +13,15 @@ const LAYERS: [&[&str]; 7] = [
     &["economics"],
     &["openai", "prices", "simulator"],
     &["config", "clock", "telemetry"],
-    &["metrics", "ledger", "health", "fleet", "upstream"],
+    &["metrics", "ledger", "health", "fleet", "keys", "upstream"],
     &["gateway", "planner", "proxy"],
     &["server", "admin"],
     &["cli", "commands", "demo", "lib", "main"],
 ];
 
 /// Who may use whom within a layer; the program's modules may all use each other.
-const FRIENDS: [(&str, &[&str]); 6] = [
+const FRIENDS: [(&str, &[&str]); 7] = [
+    ("keys", &["ledger", "metrics"]),
     ("fleet", &["health"]),
     ("metrics", &["ledger"]),
     ("upstream", &["fleet", "health", "ledger", "metrics"]),

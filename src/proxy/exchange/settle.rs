@@ -160,6 +160,7 @@ impl Exchange {
         self.is_settled = true;
         let cost = (source != UsageSource::None).then_some(bill.cost);
         let closed_at = self.gateway.now();
+        self.admission.settle(bill.cost + self.attempts_cost, usage.total_tokens(), closed_at);
         let is_worth_a_row = self.buys || source != UsageSource::None;
         let ticket = is_worth_a_row.then(|| self.write_row(closed_at, outcome, usage, source, tier, &bill));
         self.count_metrics(outcome, usage, source, &bill);
@@ -322,6 +323,7 @@ impl Drop for Exchange {
         let usage = Usage { output_tokens: 0, ..self.estimate(0) };
         let bill = self.bill(&usage, Tier::Standard, None);
         let closed_at = self.gateway.now();
+        self.admission.settle(bill.cost + self.attempts_cost, usage.total_tokens(), closed_at);
         self.status = CLIENT_CLOSED_REQUEST;
         let _ticket = self.write_row(
             closed_at,

@@ -33,6 +33,23 @@ fn the_example_of_the_interface_loads() {
 }
 
 #[test]
+fn with_virtual_keys_every_api_needs_a_key_of_its_own() {
+    let keys = format!("[auth]\nmode = \"keys\"\n{SMALL}");
+    says(&keys, &["backend `openai` has no `api_key`, and with `auth.mode = \"keys\"` clients bring none"]);
+}
+
+#[test]
+fn a_budget_is_for_one_thing_that_exists() {
+    let budget = |lines: &str| format!("{SMALL}\n[budgets.b]\n{lines}\n");
+    says(&budget("route = \"chatt\"\nusd = 1"), &["there is no route `chatt`"]);
+    says(&budget("team = \"a\"\nroute = \"chat\"\nusd = 1"), &["is for more than one thing"]);
+    says(&budget("usd = -1"), &["budgets.b.usd: must not be negative"]);
+    says(&budget("key = \"key_1\"\nusd = 1"), &["there are no virtual keys"]);
+    says(&budget("team = \"a\""), &["budgets.b: has no `usd`"]);
+    assert_eq!(good(&budget("usd = \"0.5\"")).budgets[0].limit.as_nanos(), 500_000_000);
+}
+
+#[test]
 fn what_this_build_has_not_is_an_error_and_not_ignored() {
     says_only(
         &format!("{EXAMPLE}{SHARED}"),
@@ -46,8 +63,6 @@ fn what_this_build_has_not_is_an_error_and_not_ignored() {
         &format!("{postgres}{SMALL}"),
         &["breakeven.toml:2: ledger.postgres: is not supported by this build"],
     );
-    let keys = format!("[auth]\nmode = \"keys\"\n{SMALL}");
-    says(&keys, &["breakeven.toml:2: auth.mode: \"keys\" is not supported by this build"]);
     let kubernetes = small_with("hourly_usd", "control = { kind = \"kubernetes\" }\nhourly_usd");
     says(&kubernetes, &["backends.gpu.control: \"kubernetes\" is not supported by this build"]);
 }

@@ -1,0 +1,211 @@
+//! A budget and what has been taken from it.
+//!
+//! A call is admitted while anything is left, and holds the most that it can cost until it is settled; so
+//! however many calls come at once, what is spent exceeds the budget by one call at most. What a call holds is a
+//! value that gives it back when it is dropped. Four numbers must change together, so they are behind a lock
+//! that is held for a few nanoseconds and never over anything that waits.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::period;
+use crate::config::{Budget, BudgetPeriod};
+use crate::economics::{NanoUsd, Timestamp};
+use crate::metrics::BudgetState;
+
+#[derive(Debug)]
+pub struct Account {
+    pub budget: Budget,
+    book: Mutex<Book>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Book {
+    from: Timestamp,
+    to: Option<Timestamp>,
+    spent: NanoUsd,
+    held: NanoUsd,
+}
+
+/// Nothing is left of a budget.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Spent {
+    /// When its period ends; never for a lifetime.
+    pub until: Option<Timestamp>,
+}
+
+impl Account {
+    pub fn new(budget: Budget, spent: NanoUsd, now: Timestamp) -> Arc<Self> {
+        let (from, to) = period::bounds(budget.period, now);
+        let book = Book { from, to, spent, held: NanoUsd::ZERO };
+        Arc::new(Self { budget, book: Mutex::new(book) })
+    }
+
+    /// Holds the most that a call can cost, if anything is left.
+    pub fn hold(self: &Arc<Self>, most: NanoUsd, now: Timestamp) -> Result<Hold, Spent> {
+        let mut book = self.book_at(now);
+        if book.spent + book.held >= self.budget.limit {
+            return Err(Spent { until: book.to });
+        }
+        let amount = most.max(NanoUsd::ZERO);
+        book.held += amount;
+        Ok(Hold { account: self.clone(), amount })
+    }
+
+    /// Adds what was spent without having been held.
+    pub fn charge(&self, cost: NanoUsd, now: Timestamp) {
+        let mut book = self.book_at(now);
+        book.spent += cost;
+    }
+
+    /// What is held by calls that are under way.
+    pub fn held(&self) -> NanoUsd {
+        self.lock().held
+    }
+
+    pub fn state(&self, now: Timestamp) -> BudgetState {
+        let book = *self.book_at(now);
+        BudgetState {
+            name: self.budget.name.clone(),
+            limit: self.budget.limit,
+            spent: book.spent,
+            from: book.from,
+            to: book.to.unwrap_or(book.from),
+        }
+    }
+
+    /// The book of the current period. A call that began in the last one is charged to the one it ends in, as
+    /// the ledger does it, so what it holds stays held.
+    fn book_at(&self, now: Timestamp) -> MutexGuard<'_, Book> {
+        let mut book = self.lock();
+        if book.to.is_some_and(|to| now >= to) {
+            (book.from, book.to) = period::bounds(self.budget.period, now);
+            book.spent = NanoUsd::ZERO;
+        }
+        book
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What one call holds of a budget, given back on drop.
+#[derive(Debug)]
+pub struct Hold {
+    account: Arc<Account>,
+    amount: NanoUsd,
+}
+
+impl Hold {
+    /// Holds nothing, but charges when it is settled.
+    pub fn of_nothing(account: &Arc<Account>) -> Self {
+        Self { account: account.clone(), amount: NanoUsd::ZERO }
+    }
+
+    pub fn account(&self) -> &Arc<Account> {
+        &self.account
+    }
+
+    /// Gives back what is held and charges what the call did cost, as one change.
+    pub fn settle(mut self, cost: NanoUsd, now: Timestamp) {
+        let mut book = self.account.book_at(now);
+        book.held -= self.amount;
+        book.spent += cost;
+        drop(book);
+        self.amount = NanoUsd::ZERO;
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let mut book = self.account.lock();
+        book.held -= self.amount;
+    }
+}
+
+/// A budget of a virtual key, under the key's id.
+pub fn of_key(id: &str, limit: NanoUsd, period: BudgetPeriod) -> Budget {
+    Budget {
+        name: id.to_owned(),
+        scope: crate::config::BudgetScope::Key(id.to_owned()),
+        limit,
+        period,
+        when_spent: crate::config::WhenSpent::Refuse,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const DAY: Duration = Duration::from_hours(24);
+
+    fn at(seconds: u64) -> Timestamp {
+        Timestamp::from_secs(1_800_000_000 - 1_800_000_000 % 86_400 + seconds)
+    }
+
+    fn nanos(nanos: i64) -> NanoUsd {
+        NanoUsd::from_nanos(nanos)
+    }
+
+    fn account(limit: i64, spent: i64) -> Arc<Account> {
+        Account::new(of_key("key_1", nanos(limit), BudgetPeriod::Day), nanos(spent), at(0))
+    }
+
+    #[test]
+    fn a_thousand_calls_at_once_overspend_by_one_at_most() {
+        let account = account(1_000_000, 990_000);
+        let admitted: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8)
+                .map(|_| {
+                    scope.spawn(|| {
+                        (0..125).filter_map(|_| account.hold(nanos(3000), at(1)).ok()).collect::<Vec<_>>()
+                    })
+                })
+                .collect();
+            threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+        });
+        assert_eq!(admitted.len(), 4);
+        for hold in admitted {
+            hold.settle(nanos(3000), at(2));
+        }
+        assert_eq!(account.state(at(2)).spent, nanos(1_002_000));
+        assert_eq!(account.held(), NanoUsd::ZERO);
+        assert_eq!(account.hold(nanos(1), at(2)).unwrap_err(), Spent { until: Some(at(86_400)) });
+    }
+
+    #[test]
+    fn the_next_day_begins_with_nothing_spent_and_a_call_is_charged_to_the_day_in_which_it_ends() {
+        let account = account(1000, 0);
+        let hold = account.hold(nanos(500), at(86_399)).unwrap();
+        account.charge(nanos(999), at(86_399));
+        hold.settle(nanos(400), at(86_400));
+        let state = account.state(at(86_400));
+        assert_eq!((state.spent, state.from, state.to), (nanos(400), at(0) + DAY, at(0) + DAY + DAY));
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_stays_held_and_all_that_was_settled_is_spent(
+            calls in proptest::collection::vec((0_i64..500, 0_i64..500, 0_u8..3), 0..60),
+        ) {
+            let account = account(10_000, 0);
+            let (mut open, mut spent) = (Vec::new(), 0);
+            for (most, cost, fate) in calls {
+                let Ok(hold) = account.hold(nanos(most), at(1)) else { continue };
+                match fate {
+                    0 => drop(hold),
+                    1 => { hold.settle(nanos(cost), at(1)); spent += cost; }
+                    _ => open.push(hold),
+                }
+            }
+            drop(open);
+            prop_assert_eq!(account.held(), NanoUsd::ZERO);
+            prop_assert_eq!(account.state(at(1)).spent, nanos(spent));
+        }
+    }
+}
