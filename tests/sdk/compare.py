@@ -61,7 +61,7 @@ def chat_unknown_member(client, model):
 
 
 def chat_stream(client, model):
-    chunks = list(client.chat.completions.create(model=model, messages=MESSAGES, stream=True, temperature=0))
+    chunks = list(client.chat.completions.create(model=model, messages=MESSAGES, stream=True, temperature=0, max_tokens=40))
     assert all(chunk.choices for chunk in chunks), "a chunk without choices, though no usage was asked for"
     assert all(chunk.usage is None for chunk in chunks), "usage that was not asked for"
     return chunks
@@ -183,7 +183,7 @@ def bad_request(client, model):
 
 
 def raw_headers(client, model):
-    raw = client.chat.completions.with_raw_response.create(model=model, messages=MESSAGES)
+    raw = client.chat.completions.with_raw_response.create(model=model, messages=MESSAGES, max_tokens=9)
     wanted = ["content-type", "x-request-id", "openai-version", "x-ratelimit-limit-requests"]
     return {name: bool(raw.headers.get(name)) for name in wanted}
 
@@ -218,7 +218,7 @@ def check_reads_like(name, scenario, proxied, direct):
 
 
 def check_headers(client, model, backend):
-    raw = client.chat.completions.with_raw_response.create(model=model, messages=MESSAGES)
+    raw = client.chat.completions.with_raw_response.create(model=model, messages=MESSAGES, max_tokens=9)
     headers = {name: raw.headers.get(name) for name in
                ("x-breakeven-backend", "x-breakeven-model", "x-breakeven-reason", "x-breakeven-request-id",
                 "x-breakeven-cost-usd")}
