@@ -5,6 +5,8 @@ use clap_complete::Shell;
 
 use crate::commands::check::CheckArgs;
 use crate::commands::demo::DemoArgs;
+use crate::commands::healthcheck::HealthcheckArgs;
+use crate::commands::import::ImportArgs;
 use crate::commands::plan::PlanArgs;
 use crate::commands::prices::PricesArgs;
 use crate::commands::report::ReportArgs;
@@ -33,6 +35,8 @@ pub enum Command {
     Simulate(Box<SimulateArgs>),
     Report(ReportArgs),
     Prices(PricesArgs),
+    Import(ImportArgs),
+    Healthcheck(HealthcheckArgs),
     Schema(SchemaArgs),
     Completions(CompletionsArgs),
     #[command(hide = true)]

@@ -3,6 +3,8 @@
 pub mod check;
 pub mod demo;
 pub mod economy;
+pub mod healthcheck;
+pub mod import;
 pub mod plan;
 pub mod prices;
 pub mod report;
@@ -30,6 +32,8 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Simulate(arguments) => simulate::run(&arguments, &mut stdout().lock()),
         Command::Report(arguments) => report::run(&arguments, &mut stdout().lock()),
         Command::Prices(arguments) => prices::run(&arguments),
+        Command::Import(arguments) => import::run(&arguments, &mut stdout().lock()),
+        Command::Healthcheck(arguments) => healthcheck::run(&arguments),
         Command::Schema(arguments) => schema::run(&arguments),
         Command::Completions(arguments) => {
             clap_complete::generate(arguments.shell, &mut Cli::command(), "breakeven", &mut stdout());

@@ -29,8 +29,6 @@ use crate::upstream::Backend;
 
 /// How often the configuration's content is compared with what is in force.
 const CONFIG_INTERVAL: Duration = Duration::from_secs(2);
-/// At the end, counts of calls without usage are waited for so long.
-const COUNTING_PATIENCE: Duration = Duration::from_secs(10);
 /// Reloads that may wait for their turn.
 const MAX_RELOADS_WAITING: usize = 8;
 
@@ -204,9 +202,6 @@ impl Proxy {
         self.stop.send_replace(true);
         let patience = self.gateway.state().config.limits.drain_timeout;
         self.workers.drain(patience, abort).await;
-        if !self.gateway.counter.finish(COUNTING_PATIENCE).await {
-            warn!("calls without usage are still being counted; they are not in the ledger");
-        }
         self.planner_stop.send_replace(true);
         if let Err(error) = (&mut self.planner).await {
             error!(%error, "the planner had ended: {error}");
