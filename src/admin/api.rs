@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use crate::config::RoutePolicy;
 use crate::economics::time::millis;
 use crate::economics::{NanoUsd, Timestamp};
-use crate::gateway::{Gateway, Pin, Pool, Route};
+use crate::gateway::{Gateway, Pin, Pool};
 use crate::ledger::Entry;
 use crate::ledger::query::{self, Key};
 use crate::metrics::CircuitState;
@@ -60,20 +60,7 @@ pub fn status(gateway: &Gateway) -> Value {
             "unrecorded": stats.unrecorded,
         },
         "pools": state.pools.iter().map(|pool| pool_status(pool)).collect::<Vec<_>>(),
-        "routes": state.routes.iter().map(|route| route_status(route)).collect::<Vec<_>>(),
         "backends": backends,
-    })
-}
-
-/// How far the guesses of output lengths are off, in tokens: positive `mean` when they are too long.
-fn route_status(route: &Route) -> Value {
-    let error = route.lengths.lock().ok().and_then(|lengths| lengths.error());
-    json!({
-        "name": route.spec.name,
-        "output_estimate": error.map(|error| json!({
-            "mean_error_tokens": error.mean,
-            "mean_absolute_error_tokens": error.mean_absolute,
-        })),
     })
 }
 

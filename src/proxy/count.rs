@@ -3,10 +3,8 @@
 //! Needed only where an upstream reports no usage: a client that went away, a server that says nothing.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use tracing::error;
 
@@ -14,8 +12,6 @@ use tracing::error;
 const THREADS: usize = 2;
 /// Jobs that may wait; beyond, the caller estimates instead.
 const MAX_WAITING: usize = 1024;
-/// How often the end of all counts is looked for.
-const LOOK: Duration = Duration::from_millis(5);
 
 /// Told whether to count or, when there is no room, to estimate.
 type Job = Box<dyn FnOnce(bool) + Send>;
@@ -24,42 +20,26 @@ type Job = Box<dyn FnOnce(bool) + Send>;
 #[derive(Debug, Default)]
 pub struct Counter {
     sender: OnceLock<SyncSender<Job>>,
-    /// Jobs that were taken and are not done.
-    open: Arc<AtomicUsize>,
 }
 
 impl Counter {
     /// Runs a job soon, elsewhere. Gives it back when too many wait.
     pub fn submit(&self, job: Job) -> Result<(), Job> {
-        let sender = self.sender.get_or_init(|| start(&self.open));
-        self.open.fetch_add(1, Ordering::SeqCst);
-        sender.try_send(job).map_err(|error| {
-            self.open.fetch_sub(1, Ordering::SeqCst);
-            match error {
-                TrySendError::Full(job) | TrySendError::Disconnected(job) => job,
-            }
+        let sender = self.sender.get_or_init(start);
+        sender.try_send(job).map_err(|error| match error {
+            TrySendError::Full(job) | TrySendError::Disconnected(job) => job,
         })
-    }
-
-    /// Returns when all that was submitted is done, or after `patience`: false then.
-    pub async fn finish(&self, patience: Duration) -> bool {
-        let done = async {
-            while self.open.load(Ordering::SeqCst) > 0 {
-                tokio::time::sleep(LOOK).await;
-            }
-        };
-        tokio::time::timeout(patience, done).await.is_ok()
     }
 }
 
-fn start(open: &Arc<AtomicUsize>) -> SyncSender<Job> {
+fn start() -> SyncSender<Job> {
     let (sender, receiver) = sync_channel::<Job>(MAX_WAITING);
     let receiver = Arc::new(Mutex::new(receiver));
     for number in 0..THREADS {
-        let (receiver, open) = (receiver.clone(), open.clone());
+        let receiver = receiver.clone();
         let spawned = std::thread::Builder::new()
             .name(format!("token-counter-{number}"))
-            .spawn(move || work(&receiver, &open));
+            .spawn(move || work(&receiver));
         if let Err(error) = spawned {
             error!(%error, "cannot start a thread that counts tokens: counts will be estimates");
         }
@@ -67,11 +47,10 @@ fn start(open: &Arc<AtomicUsize>) -> SyncSender<Job> {
     sender
 }
 
-fn work(receiver: &Mutex<Receiver<Job>>, open: &AtomicUsize) {
+fn work(receiver: &Mutex<Receiver<Job>>) {
     loop {
         let job = receiver.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(job) = job else { return };
         job(true);
-        open.fetch_sub(1, Ordering::SeqCst);
     }
 }
