@@ -10,7 +10,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::{metric, scale};
+use super::{Served, metric, scale};
 use crate::support::proxy::Proxy;
 use crate::support::{Events, Http, chat, with};
 
@@ -18,13 +18,16 @@ use crate::support::{Events, Http, chat, with};
 const ROOM: Duration = Duration::from_millis(100);
 const MODEL: &str = "gpt-4o-mini";
 
-async fn proxy_before(api: &FakeBackend, config: &str) -> Proxy {
-    let config = format!(
+fn config_before(api: &FakeBackend, config: &str) -> String {
+    format!(
         "{config}\n[backends.openai]\nkind = \"api\"\nbase_url = \"{}\"\n\
          [routes.chat]\nmodels = [\"{MODEL}\"]\npolicy = \"api\"\noffers = [{{ backend = \"openai\" }}]\n",
         api.url()
-    );
-    Proxy::start(&config).await
+    )
+}
+
+async fn proxy_before(api: &FakeBackend, config: &str) -> Proxy {
+    Proxy::start(&config_before(api, config)).await
 }
 
 fn streamed() -> serde_json::Value {
@@ -121,8 +124,8 @@ async fn a_client_that_stops_reading_is_given_up_and_its_call_is_booked() {
     drop(stream);
 }
 
-/// The slowest one in a hundred of so many calls, one after the other.
-async fn p99(http: &Http, calls: usize) -> Duration {
+/// The median of so many calls, one after the other, and the slowest one in a hundred.
+async fn times(http: &Http, calls: usize) -> (Duration, Duration) {
     let mut times = Vec::with_capacity(calls);
     for _ in 0..calls {
         let watch = Stopwatch::start();
@@ -130,12 +133,13 @@ async fn p99(http: &Http, calls: usize) -> Duration {
         times.push(watch.elapsed());
     }
     times.sort_unstable();
-    times[calls * 99 / 100]
+    (times[calls / 2], times[calls * 99 / 100])
 }
 
-/// Resident memory of this process, in KiB.
-fn resident() -> usize {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+/// Resident memory of the proxy, in KiB.
+fn resident(served: &Served) -> usize {
+    let id = served.child.id().expect("it runs");
+    let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
     line.trim().trim_end_matches(" kB").parse().unwrap()
 }
@@ -145,10 +149,11 @@ async fn slow_streams_slow_heads_and_slow_readers_leave_other_calls_unharmed() {
     let slow = scale("BREAKEVEN_SLOW_STREAMS", 40);
     let api = FakeBackend::start(Personality::OpenAi, Settings { slots: 20_000, ..Settings::default() });
     let api = api.await.unwrap();
-    let proxy = proxy_before(&api, "").await;
-    let http = Http::new(&proxy.url());
-    p99(&http, 50).await;
-    let (alone, before) = (p99(&http, 200).await, resident());
+    // A process of its own, so that its memory is its own.
+    let served = Served::start("", &config_before(&api, ""), &[]).await;
+    let http = Http::new(&served.url());
+    times(&http, 50).await;
+    let ((alone, alone_p99), before) = (times(&http, 200).await, resident(&served));
 
     api.set(|settings| {
         settings.output_tokens = 100;
@@ -169,7 +174,7 @@ async fn slow_streams_slow_heads_and_slow_readers_leave_other_calls_unharmed() {
     let mut sockets = Vec::new();
     let body = streamed().to_string();
     for index in 0..slow * 2 / 5 {
-        let mut stream = TcpStream::connect(proxy.address()).await.unwrap();
+        let mut stream = TcpStream::connect(served.address).await.unwrap();
         let head =
             format!("POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n", body.len());
         // One of two says half of a head, the other takes nothing of a long answer.
@@ -180,18 +185,19 @@ async fn slow_streams_slow_heads_and_slow_readers_leave_other_calls_unharmed() {
     assert!(api.until(|api| api.calls().len() >= 250 + slow + slow / 5).await, "the readers are served");
     api.set(|settings| settings.verbatim = None);
     // What is measured is the state that lasts: buffers are full, and nothing moves in them.
-    let settles = async { while p99(&http, 20).await > alone * 2 + ROOM {} };
+    let settles = async { while times(&http, 20).await.1 > alone_p99 * 2 + ROOM {} };
     tokio::time::timeout(Duration::from_mins(1), settles).await.expect("buffers fill and that is all");
-    let (beside, after) = (p99(&http, 200).await, resident());
+    let ((beside, beside_p99), after) = (times(&http, 200).await, resident(&served));
     let per_connection = after.saturating_sub(before) / (slow * 7 / 5);
     eprintln!(
-        "p99 alone {alone:?}, beside {slow} slow streams and {} slow sockets {beside:?}; {per_connection} KiB a \
-         connection, clients and fake included",
+        "p99 alone {alone_p99:?}, beside {slow} slow streams and {} slow sockets {beside_p99:?}; {per_connection} KiB a \
+         connection",
         sockets.len()
     );
-    assert!(beside < alone * 2 + ROOM, "{alone:?} alone, {beside:?} beside");
+    // The median, as the slowest of few calls tell more of the machine than of the proxy.
+    assert!(beside < alone * 2 + ROOM / 10, "{alone:?} alone, {beside:?} beside");
     assert!(per_connection < 1024, "{before} KiB before, {after} KiB after");
-    assert_eq!(metric(&proxy.admin_url(), "breakeven_panics_total").await, 0);
+    assert_eq!(metric(&served.admin_url(), "breakeven_panics_total").await, 0);
     drop((streams, sockets));
 }
 
