@@ -11,8 +11,9 @@ use crate::economics::Timestamp;
 pub enum Clock {
     /// Wall time at the start, then the monotonic clock, `speed` times as fast (1 but in the demo).
     System { origin: Timestamp, started: Instant, speed: u32 },
-    /// Moved by a test.
-    Manual(Arc<AtomicU64>),
+    /// Moved by whoever holds it: a test, or the demo, whose day waits for a slow machine. `speed` is what real
+    /// waits are shortened by.
+    Manual { millis: Arc<AtomicU64>, speed: u32 },
 }
 
 impl Clock {
@@ -29,19 +30,24 @@ impl Clock {
     }
 
     pub fn manual(at: Timestamp) -> Self {
-        Self::Manual(Arc::new(AtomicU64::new(at.as_millis())))
+        Self::paced(at, 1)
+    }
+
+    /// A manual clock that is meant to be moved about `speed` times as fast as the wall's.
+    pub fn paced(at: Timestamp, speed: u32) -> Self {
+        Self::Manual { millis: Arc::new(AtomicU64::new(at.as_millis())), speed }
     }
 
     pub fn now(&self) -> Timestamp {
         match self {
             Self::System { origin, started, speed } => *origin + started.elapsed() * *speed,
-            Self::Manual(millis) => Timestamp::from_millis(millis.load(Ordering::SeqCst)),
+            Self::Manual { millis, .. } => Timestamp::from_millis(millis.load(Ordering::SeqCst)),
         }
     }
 
     /// Moves a manual clock; a system clock moves by itself.
     pub fn advance(&self, by: Duration) {
-        if let Self::Manual(millis) = self {
+        if let Self::Manual { millis, .. } = self {
             millis.fetch_add(crate::economics::time::millis(by), Ordering::SeqCst);
         }
     }
@@ -49,16 +55,14 @@ impl Clock {
     /// How far this clock moves in so much real time.
     pub fn scaled(&self, real: Duration) -> Duration {
         match self {
-            Self::System { speed, .. } => real * *speed,
-            Self::Manual(_) => real,
+            Self::System { speed, .. } | Self::Manual { speed, .. } => real * *speed,
         }
     }
 
     /// How much real time passes while this clock moves by `duration`.
     pub fn real(&self, duration: Duration) -> Duration {
         match self {
-            Self::System { speed, .. } => duration / (*speed).max(1),
-            Self::Manual(_) => duration,
+            Self::System { speed, .. } | Self::Manual { speed, .. } => duration / (*speed).max(1),
         }
     }
 }

@@ -90,7 +90,7 @@ async fn play(arguments: &DemoArgs, out: &mut impl Write) -> anyhow::Result<()> 
     let ledger = arguments.ledger.clone().unwrap_or_else(|| folder.0.join("demo.db"));
     let (speed, span) = pace(arguments);
     let midnight = last_midnight();
-    let clock = Clock::accelerated(midnight, speed);
+    let clock = Clock::paced(midnight, speed);
     let stage = Stage::open(&clock).await.context("cannot start the fake servers")?;
     let config = configure(&stage, arguments, &ledger)?;
     let pool =

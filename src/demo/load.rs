@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 
 use super::day::Day;
 use super::fake_backend::words;
-use crate::clock::Clock;
+use crate::clock::{Clock, Stopwatch};
 use crate::economics::Timestamp;
 
 /// Chats that differ; each call is one of them.
@@ -26,6 +26,10 @@ const CHATS: u64 = 64;
 const STREAMED: u64 = 8;
 /// Calls that are open at once; beyond it a call is skipped and counted.
 const MAX_OPEN: usize = 512;
+/// With so many open the machine is behind, and a clock that we move stands still until it has caught up.
+const MAX_OPEN_IN_TIME: usize = 64;
+/// A clock that we move goes on by so much real time in one step, however long the machine was stalled.
+const LONGEST_STEP: Duration = Duration::from_millis(20);
 /// How often it looks whether calls are due.
 const TICK: Duration = Duration::from_millis(5);
 /// A call that takes longer has failed.
@@ -67,14 +71,21 @@ impl Load {
         }
     }
 
+    /// Moves the clock if it is one that is moved: a day on a slow machine takes longer, and is the same day.
     pub async fn run(&self, end: Timestamp) {
         let mut open = JoinSet::new();
         let mut random = fastrand::Rng::with_seed(1);
         let mut ticks = tokio::time::interval(TICK);
         let mut last = self.clock.now();
         let mut owed = 0.0;
+        let mut step = Stopwatch::start();
         while last < end {
             ticks.tick().await;
+            let passed = step.elapsed().min(LONGEST_STEP);
+            step = Stopwatch::start();
+            if open.len() < MAX_OPEN_IN_TIME {
+                self.clock.advance(self.clock.scaled(passed));
+            }
             let now = self.clock.now();
             owed +=
                 self.day.calls_per_hour(now.since(self.midnight)) * now.since(last).as_secs_f64() / 3600.0;

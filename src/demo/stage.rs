@@ -23,7 +23,7 @@ const API_PER_TOKEN: Duration = Duration::from_micros(300);
 const OWN_FIRST_TOKEN: Duration = Duration::from_millis(8);
 const OWN_PER_TOKEN: Duration = Duration::from_micros(200);
 /// Real time in which the volume is measured.
-const REAL_WINDOW: Duration = Duration::from_secs(1);
+const REAL_WINDOW: Duration = Duration::from_millis(400);
 /// Longer than any limit that the load sets.
 const LONG_REPLY: u64 = 100_000;
 
@@ -32,7 +32,7 @@ const LONG_REPLY: u64 = 100_000;
 pub struct Stage {
     pub api: FakeBackend,
     pub room: MachineRoom,
-    /// What "current volume" means, in the day's time: long enough that a stall of this machine is no change of volume.
+    /// What "current volume" means, in the day's time: long enough for some ninety calls at noon.
     window: Duration,
 }
 

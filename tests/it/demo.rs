@@ -43,7 +43,7 @@ fn amounts(table: &str) -> [f64; 3] {
 
 #[tokio::test]
 async fn a_short_demo_ends_with_a_bill_below_both_sides_alone() {
-    let (child, _, _) = demo(&["--for", "40s", "--headless"]);
+    let (child, _, _) = demo(&["--for", "20s", "--headless"]);
     let output =
         tokio::time::timeout(Duration::from_mins(2), child.wait_with_output()).await.unwrap().unwrap();
     let (table, errors) =
