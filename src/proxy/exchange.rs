@@ -155,7 +155,9 @@ impl Exchange {
     }
 
     pub fn set_call(&mut self, call: Call, body: &Bytes, route: Option<Arc<Route>>, reason: Reason) {
-        self.body = (body.len() <= MAX_KEPT_BODY_BYTES).then(|| body.clone());
+        // A slice would keep the connection's read buffer for as long as a stream lasts.
+        let keep = || if call.stream { Bytes::copy_from_slice(body) } else { body.clone() };
+        self.body = (body.len() <= MAX_KEPT_BODY_BYTES).then(keep);
         self.call = Some(Box::new(call));
         self.route = route;
         self.reason = reason;
