@@ -3,6 +3,7 @@
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
+use crate::commands::calibrate::CalibrateArgs;
 use crate::commands::check::CheckArgs;
 use crate::commands::demo::DemoArgs;
 use crate::commands::healthcheck::HealthcheckArgs;
@@ -34,6 +35,7 @@ pub enum Command {
     Check(CheckArgs),
     Plan(PlanArgs),
     Simulate(Box<SimulateArgs>),
+    Calibrate(CalibrateArgs),
     Report(ReportArgs),
     Keys(KeysArgs),
     Prices(PricesArgs),

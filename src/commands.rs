@@ -1,5 +1,6 @@
 //! One module a command: arguments, and what is done with them.
 
+pub mod calibrate;
 pub mod check;
 pub mod demo;
 pub mod economy;
@@ -31,6 +32,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Check(arguments) => check::run(&arguments),
         Command::Plan(arguments) => plan::run(&arguments, &mut stdout().lock()),
         Command::Simulate(arguments) => simulate::run(&arguments, &mut stdout().lock()),
+        Command::Calibrate(arguments) => calibrate::run(&arguments, &mut stdout().lock()),
         Command::Report(arguments) => report::run(&arguments, &mut stdout().lock()),
         Command::Keys(arguments) => keys::run(&arguments, &mut stdout().lock()),
         Command::Prices(arguments) => prices::run(&arguments),

@@ -1,6 +1,7 @@
 //! Integration tests: real servers on real sockets.
 
 mod accounting;
+mod calibrate;
 mod check;
 mod config;
 mod demo;

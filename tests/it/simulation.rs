@@ -269,7 +269,7 @@ proptest! {
         // The theorem's policy knows the slot that it decides for. Ours knows a slot when it is over, so each
         // start misses one slot of API cost, and each stop pays one slot of rent.
         let dearest: NanoUsd = demand.slots.iter().map(|slot| slot.api_cost).max().unwrap();
-        let known_late = (dearest + demand.slot_rent(&pool)).mul_div_floor(u64::from(outcome.starts) + 1, 1);
+        let known_late = (dearest + demand.slot_rent(&pool)).mul_div_floor(outcome.starts + 1, 1);
         let bound = best.total.mul_div_floor(3, 1) + known_late;
         prop_assert!(outcome.total() <= bound, "{} > {bound}", outcome.total());
     }
