@@ -16,11 +16,13 @@ SECONDS_BETWEEN_SCRAPES = 0.1
 
 
 def record(admin, running):
-    """Scrapes until the demo ends: the demo's time in seconds and the text of its metrics, each time."""
+    """Scrapes until the demo or its day ends: the demo's time in seconds and the text of its metrics, each time."""
     scrapes = []
     with contextlib.suppress(OSError):
         while running.poll() is None:
             now = json.loads(fetch(f"{admin}/api/status"))["now_ms"] / 1000
+            if scrapes and now // 86400 > scrapes[0][0] // 86400:
+                break
             scrapes.append((now, fetch(f"{admin}/metrics")))
             time.sleep(SECONDS_BETWEEN_SCRAPES)
     return scrapes
