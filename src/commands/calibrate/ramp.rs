@@ -29,6 +29,8 @@ pub(super) struct Target {
     pub(super) url: String,
     pub(super) model: String,
     pub(super) key: Option<Secret>,
+    /// A number of this run, so that its prompts are new to a server's prompt cache.
+    pub(super) run: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,7 +81,15 @@ pub(super) async fn climb(target: &Target, kind: Kind, limits: &Limits) -> anyho
     let mut best: Option<Found> = None;
     let (mut concurrency, mut calls) = (1, 0);
     loop {
-        let mut step = step(&client, target, kind, concurrency, calls).await?;
+        let mut step = match (step(&client, target, kind, concurrency, calls).await, best) {
+            (Ok(step), _) => step,
+            // It held until here: what it cannot take any more does not take that back.
+            (Err(error), Some(best)) => {
+                tracing::info!(%error, concurrency, "the ramp ends: {error:#}");
+                return Ok(Found { calls: calls + concurrency * ROUNDS, ..best });
+            }
+            (Err(error), None) => return Err(error),
+        };
         calls += concurrency * ROUNDS;
         step.calls = calls;
         let holds = step.first_token <= limits.first_token
@@ -168,7 +178,7 @@ async fn call(client: &reqwest::Client, target: &Target, kind: Kind, number: u32
     };
     let body = json!({
         "model": target.model,
-        "messages": [{"role": "user", "content": prompt(number, words)}],
+        "messages": [{"role": "user", "content": prompt(target.run, number, words)}],
         "max_tokens": answer_tokens,
         "stream": true,
         "stream_options": {"include_usage": true},
@@ -208,9 +218,10 @@ async fn call(client: &reqwest::Client, target: &Target, kind: Kind, number: u32
     })
 }
 
-/// Words that no prompt cache has seen: the number comes first.
-fn prompt(number: u32, words: usize) -> String {
+/// Words that no prompt cache has seen: a number of this run comes first.
+fn prompt(run: u32, number: u32, words: usize) -> String {
     const WORDS: [&str; 8] = ["river", "stone", "winter", "market", "light", "garden", "paper", "engine"];
     let word = |index: usize| WORDS[(index * 7 + number as usize) % WORDS.len()];
-    (0..words).fold(format!("Number {number}: continue the list."), |text, index| text + " " + word(index))
+    (0..words)
+        .fold(format!("Number {run}-{number}: continue the list."), |text, index| text + " " + word(index))
 }
