@@ -293,8 +293,8 @@ fn steady(hundredths: u32, minutes: usize, noise: impl Fn(usize) -> f64) -> Dema
 #[test]
 fn cheapest_holds_what_the_closed_form_says_outside_a_band_of_five_percent() {
     let settings = PolicySettings { margin: 0.0, ..PolicySettings::default() };
-    for hundredths in (1..=250).filter(|hundredths| !(95..=105).contains(hundredths)) {
-        // Four machines of different rent at each volume: a thousand points.
+    for hundredths in (1..=300).filter(|hundredths| !(95..=105).contains(hundredths)) {
+        // Four machines of different rent at each volume: over a thousand points.
         for (hourly, scale) in [("2.99", 100), ("5.98", 200), ("1.495", 50), ("29.90", 1000)] {
             let demand = steady(hundredths * scale / 100, 1500, |_| 0.0);
             let pool = PoolSpec { hourly: hourly.parse().unwrap(), max_replicas: 1, ..pool() };
