@@ -12,6 +12,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, header};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use hyper_rustls::builderstates::WantsSchemes;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client as HyperClient;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -222,15 +223,20 @@ fn root_cause(error: &dyn std::error::Error) -> String {
     cause.to_string()
 }
 
+/// A client that trusts the roots that browsers trust.
 fn https(timeouts: &Timeouts, http2: bool) -> Https {
+    let trusting = HttpsConnectorBuilder::new()
+        .with_provider_and_webpki_roots(rustls::crypto::ring::default_provider())
+        .expect("the default protocol versions are supported by ring");
+    https_trusting(trusting, timeouts, http2)
+}
+
+fn https_trusting(trusting: HttpsConnectorBuilder<WantsSchemes>, timeouts: &Timeouts, http2: bool) -> Https {
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
     tcp.set_connect_timeout(Some(timeouts.connect));
-    let connector = HttpsConnectorBuilder::new()
-        .with_provider_and_webpki_roots(rustls::crypto::ring::default_provider())
-        .expect("the default protocol versions are supported by ring")
-        .https_or_http();
+    let connector = trusting.https_or_http();
     let connector = if http2 {
         connector.enable_http1().enable_http2().wrap_connector(tcp)
     } else {
@@ -279,5 +285,90 @@ impl Clients {
             .flatten()
             .flat_map(|(_, client)| client.pools.iter().flatten())
             .for_each(Pool::close_expired);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use http_body_util::{BodyExt as _, Full};
+    use hyper::service::service_fn;
+    use hyper_util::rt::TokioIo;
+    use hyper_util::server::conn::auto;
+    use rustls::pki_types::PrivateKeyDer;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// A TLS server on a free port that speaks these protocols, and answers with the HTTP version it was asked in.
+    async fn server(protocols: &[&[u8]]) -> (u16, rustls::RootCertStore) {
+        let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let key = PrivateKeyDer::try_from(certified.signing_key.serialize_der()).unwrap();
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(certified.cert.der().clone()).unwrap();
+        let mut config =
+            rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_no_client_auth()
+                .with_single_cert(vec![certified.cert.der().clone()], key)
+                .unwrap();
+        config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let Ok(stream) = acceptor.accept(stream).await else { continue };
+                tokio::spawn(async move {
+                    let answer = |request: Request<Incoming>| async move {
+                        let version = format!("{:?}", request.version());
+                        Ok::<_, std::convert::Infallible>(Response::new(Full::new(Bytes::from(version))))
+                    };
+                    let served = auto::Builder::new(TokioExecutor::new())
+                        .serve_connection(TokioIo::new(stream), service_fn(answer))
+                        .await;
+                    drop(served);
+                });
+            }
+        });
+        (port, roots)
+    }
+
+    async fn version(protocols: &[&[u8]], http2: bool, trusts: bool) -> Result<Bytes, String> {
+        let (port, roots) = server(protocols).await;
+        let roots = if trusts { roots } else { rustls::RootCertStore::empty() };
+        let tls =
+            rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_root_certificates(roots)
+                .with_no_client_auth();
+        let timeouts = Timeouts {
+            connect: Duration::from_secs(5),
+            first_byte: Duration::from_secs(5),
+            between_bytes: Duration::from_secs(5),
+            total: Duration::from_secs(5),
+            idle_connection: Duration::from_secs(5),
+        };
+        let client = https_trusting(HttpsConnectorBuilder::new().with_tls_config(tls), &timeouts, http2);
+        let request = Request::post(format!("https://localhost:{port}/v1/x"))
+            .body(RequestBody::Full(Some(Bytes::from("{}"))));
+        let response = client.request(request.unwrap()).await.map_err(|error| root_cause(&error))?;
+        Ok(response.into_body().collect().await.unwrap().to_bytes())
+    }
+
+    #[tokio::test]
+    async fn tls_upstreams_are_spoken_to_in_http_2_where_they_can_and_in_http_1_where_they_cannot() {
+        assert_eq!(version(&[b"h2", b"http/1.1"], true, true).await.unwrap(), "HTTP/2.0");
+        assert_eq!(version(&[b"http/1.1"], true, true).await.unwrap(), "HTTP/1.1");
+        assert_eq!(version(&[], true, true).await.unwrap(), "HTTP/1.1");
+        assert_eq!(version(&[b"h2", b"http/1.1"], false, true).await.unwrap(), "HTTP/1.1");
+    }
+
+    #[tokio::test]
+    async fn a_certificate_that_nobody_vouches_for_is_refused() {
+        assert!(version(&[b"h2"], true, false).await.unwrap_err().contains("UnknownIssuer"));
     }
 }
