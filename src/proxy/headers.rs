@@ -155,11 +155,6 @@ impl Head {
     }
 }
 
-/// Makes an upstream's head fit for the client.
-pub fn prepare_response(headers: &mut HeaderMap) {
-    strip_hop_by_hop(headers);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -76,7 +76,7 @@ pub fn stream(mut exchange: Exchange, answer: Answer) -> Response<Body> {
 
 /// Says who served the call, and why.
 pub fn annotate(headers: &mut HeaderMap, exchange: &Exchange) {
-    headers::prepare_response(headers);
+    headers::strip_hop_by_hop(headers);
     let mut id = [0; uuid::fmt::Hyphenated::LENGTH];
     let id = exchange.id.hyphenated().encode_lower(&mut id);
     if let Ok(id) = HeaderValue::from_str(id) {

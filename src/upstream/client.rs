@@ -21,6 +21,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use super::pool::{Pool, PoolSettings, PooledBody, SendError};
 use super::{Backend, BaseUrl};
 use crate::config::Timeouts;
+use crate::health::probe::root_cause;
 
 /// Idle connections kept to one replica.
 const MAX_IDLE_CONNECTIONS: usize = 1024;
@@ -213,14 +214,6 @@ impl Client {
             Err(error) => Err(NoAnswer::Broken(root_cause(&error))),
         }
     }
-}
-
-fn root_cause(error: &dyn std::error::Error) -> String {
-    let mut cause = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
 }
 
 /// A client that trusts the roots that browsers trust.
