@@ -73,15 +73,17 @@ test("a pin is asked for, cancelled, given and taken back, by keyboard alone", a
   await page.keyboard.press("Enter");
   await page.locator("#confirm-yes").focus();
   await page.keyboard.press("Enter");
-  await page.getByRole("button", { name: "Unpin" }).waitFor();
+  // The dialog's own button reads "Unpin" too while it asks: look in the pool's row alone.
+  const unpin = page.getByRole("group", { name: "Pin gpu" }).getByRole("button", { name: "Unpin" });
+  await unpin.waitFor();
   assert.equal(await page.getByRole("button", { name: "Pin gpu" }).getAttribute("aria-pressed"), "true");
   const pinned = await proxy.call();
   assert.equal(pinned.headers.get("x-breakeven-backend"), "gpu");
   assert.equal(pinned.headers.get("x-breakeven-reason"), "pinned");
 
-  await page.getByRole("button", { name: "Unpin" }).click();
+  await unpin.click();
   await page.locator("#confirm-yes").click();
-  await page.getByRole("button", { name: "Unpin" }).waitFor({ state: "detached" });
+  await unpin.waitFor({ state: "detached" });
   assert.notEqual((await proxy.call()).headers.get("x-breakeven-reason"), "pinned");
   assert.deepEqual(page.faults, []);
   await page.close();
