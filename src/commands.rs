@@ -14,7 +14,7 @@ pub mod schema;
 pub mod serve;
 pub mod simulate;
 
-use std::io::stdout;
+use std::io::{self, stdout};
 use std::process::ExitCode;
 
 use clap::CommandFactory as _;
@@ -46,9 +46,18 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::FakeBackend(arguments) => run_fake_backend(arguments),
     };
     result.unwrap_or_else(|error| {
+        if is_broken_pipe(&error) {
+            return ExitCode::SUCCESS;
+        }
         eprintln!("breakeven: {error:#}");
         ExitCode::from(WRONG)
     })
+}
+
+/// Whether the reader of our output went away, as `| head` does: it has seen what it wanted.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let mut causes = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>());
+    causes.any(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
 }
 
 fn run_fake_backend(arguments: crate::demo::process::FakeBackendArgs) -> anyhow::Result<ExitCode> {

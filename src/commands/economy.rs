@@ -186,7 +186,7 @@ fn set<T>(place: &mut T, value: Option<T>) {
 
 fn of_config(file: Option<&Path>, route: Option<&str>) -> anyhow::Result<Economy> {
     let path = config::find(file).context("there is no configuration; name one with `--config`")?;
-    let config = Config::load(&path).map_err(|problems| anyhow!("{problems}"))?;
+    let config = Config::load_without_secrets(&path).map_err(|problems| anyhow!("{problems}"))?;
     let route = chosen_route(&config, route)?;
     economy_of_route(&config, route)
 }

@@ -55,7 +55,7 @@ fn configured(arguments: &HealthcheckArgs) -> anyhow::Result<SocketAddr> {
     let Some(path) = config::find(arguments.config.as_deref()) else {
         return config::defaults::ADMIN_LISTEN.parse().context("the default address is none");
     };
-    Ok(Config::load(&path)?.server.admin_listen)
+    Ok(Config::load_without_secrets(&path)?.server.admin_listen)
 }
 
 /// Where a listener of this machine is reached: one on all addresses by loopback.

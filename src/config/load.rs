@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::validate::{self, Surroundings};
+use super::validate::{self, Secrets, Surroundings};
 use super::{Config, Place, Problem, Problems, defaults};
 
 /// Names the configuration file when `--config` does not.
@@ -25,6 +25,11 @@ impl Config {
     pub fn load(path: &Path) -> Result<Self, Problems> {
         load_reading(path, &|path| std::fs::read_to_string(path))
     }
+
+    /// As [`Config::load`], for commands that call nobody: secrets are left out, and need not be there.
+    pub fn load_without_secrets(path: &Path) -> Result<Self, Problems> {
+        load_with(path, &|path| std::fs::read_to_string(path), Secrets::NotNeeded)
+    }
 }
 
 /// As [`Config::load`], through the caller's way to read files.
@@ -32,12 +37,20 @@ pub(super) fn load_reading(
     path: &Path,
     read: &dyn Fn(&Path) -> io::Result<String>,
 ) -> Result<Config, Problems> {
+    load_with(path, read, Secrets::Needed)
+}
+
+fn load_with(
+    path: &Path,
+    read: &dyn Fn(&Path) -> io::Result<String>,
+    secrets: Secrets,
+) -> Result<Config, Problems> {
     let origin = path.display().to_string();
     let text = read(path).map_err(|error| {
         Problems::one(&origin, format!("cannot read it: {error}"), "name another file with `--config`")
     })?;
     let folder = path.parent().unwrap_or(Path::new(""));
-    validate::parse(&text, &origin, &Surroundings { env: &variable, read, folder })
+    validate::parse(&text, &origin, &Surroundings { env: &variable, read, folder, secrets })
 }
 
 /// The configuration that a text describes. Files that it refers to are found from the working directory.
@@ -45,7 +58,8 @@ pub(super) fn load_reading(
 /// `origin` is how problems name the text; `env` looks an environment variable up.
 pub fn parse(text: &str, origin: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<Config, Problems> {
     let read = |path: &Path| std::fs::read_to_string(path);
-    validate::parse(text, origin, &Surroundings { env, read: &read, folder: Path::new("") })
+    let surroundings = Surroundings { env, read: &read, folder: Path::new(""), secrets: Secrets::Needed };
+    validate::parse(text, origin, &surroundings)
 }
 
 /// The process's environment, as `env` of [`parse`]. A variable that is not UTF-8 is not set.

@@ -117,3 +117,29 @@ fn pictures_and_schedules_are_written() {
     json(&["breakeven", "plan", "--format", "json", "--plot", &file("plan.svg")]);
     assert!(std::fs::read_to_string(file("plan.svg")).unwrap().contains("break-even"));
 }
+
+#[test]
+fn a_comparison_calls_nobody_and_needs_no_secret() {
+    let program = std::process::Command::new(env!("CARGO_BIN_EXE_breakeven"))
+        .args(["plan", "--config", concat!(env!("CARGO_MANIFEST_DIR"), "/config/breakeven.toml")])
+        .env_clear()
+        .output()
+        .unwrap();
+    let errors = String::from_utf8_lossy(&program.stderr);
+    assert!(program.status.success(), "{errors}");
+    assert!(String::from_utf8_lossy(&program.stdout).contains("break-even"));
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_error() {
+    let mut program = std::process::Command::new(env!("CARGO_BIN_EXE_breakeven"))
+        .args(["prices", "list"])
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Closed before a word was read.
+    drop(program.stdout.take());
+    let ended = program.wait_with_output().unwrap();
+    assert_eq!((ended.status.code(), String::from_utf8_lossy(&ended.stderr).as_ref()), (Some(0), ""));
+}
