@@ -1,6 +1,6 @@
 //! The ledger: one row a call, with what it cost and what it would have cost elsewhere.
 //!
-//! **The log is the queue.** A settled call becomes one line that is appended to a journal beside the SQLite
+//! **The log is the queue.** A settled call becomes one record that is appended to a journal beside the SQLite
 //! file with one `write`, before the last byte of its response leaves: a process that is killed loses nothing.
 //! A thread imports the journal into the tables in groups, together with its position, so that no row is lost
 //! and none is doubled, whenever either side is interrupted. Nothing waits in memory but rows that could not be
@@ -9,10 +9,12 @@
 mod database;
 mod importer;
 mod journal;
-mod line;
 pub mod query;
+mod record;
+mod spans;
 mod writer;
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -58,6 +60,12 @@ pub enum LedgerError {
     NotALedger { path: PathBuf },
     #[error("there is no ledger at `{}` yet: `breakeven serve` makes it", path.display())]
     Missing { path: PathBuf },
+    #[error(
+        "an earlier breakeven has left rows in `{}`, and this one cannot read them: start that one once more and \
+         stop it, which moves them to the ledger",
+        path.display()
+    )]
+    EarlierJournal { path: PathBuf },
     #[error("cannot use `{}` for the ledger", path.display())]
     Io {
         path: PathBuf,
@@ -142,18 +150,18 @@ impl Ledger {
 
     /// Records a call. Never blocks on anything but the one `write`, and never fails: a row that cannot be
     /// written waits in memory and makes the ledger unavailable.
-    pub fn append(&self, entry: &Entry) -> Ticket {
-        self.append_line(|line| line::write_call(line, entry))
+    pub fn append(&self, entry: &Entry<'_>) -> Ticket {
+        self.append_line(|line| record::write_call(line, entry))
     }
 
     /// Records rent, as [`Ledger::append`] does; no response waits for it.
     pub fn append_rent(&self, rent: &RentEntry) {
-        let _nobody_waits = self.append_line(|line| line::write_rent(line, rent));
+        let _nobody_waits = self.append_line(|line| record::write_rent(line, rent));
     }
 
     /// Records a change, as [`Ledger::append`] does; no response waits for it.
     pub fn append_event(&self, event: &Event) {
-        let _nobody_waits = self.append_line(|line| line::write_event(line, event));
+        let _nobody_waits = self.append_line(|line| record::write_event(line, event));
     }
 
     fn append_line(&self, write: impl Fn(&mut Vec<u8>)) -> Ticket {
@@ -292,27 +300,27 @@ impl Drop for Handle {
 }
 
 /// One row: a logical call, however many attempts it took. Text fields are configured names or tags, never
-/// prompts, keys or error bodies.
+/// prompts, keys or error bodies; they are borrowed where a call is settled, and owned where one is read back.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Entry {
+pub struct Entry<'a> {
     pub id: Uuid,
     pub opened_at: Timestamp,
     pub closed_at: Timestamp,
     /// First data event of a stream, or first byte of the body.
     pub first_token_at: Option<Timestamp>,
     /// Public id of the virtual key, empty with pass-through.
-    pub key: String,
-    pub team: String,
+    pub key: Cow<'a, str>,
+    pub team: Cow<'a, str>,
     /// `feature=rank,..`: the tags of the request as given, without the team, at most 256 bytes.
-    pub tags: String,
-    pub endpoint: String,
+    pub tags: Cow<'a, str>,
+    pub endpoint: Cow<'a, str>,
     /// Name of the route, empty for models on no route.
-    pub route: String,
-    pub requested_model: String,
+    pub route: Cow<'a, str>,
+    pub requested_model: Cow<'a, str>,
     /// Name at the backend that served it.
-    pub served_model: String,
-    pub backend: String,
-    pub reason: String,
+    pub served_model: Cow<'a, str>,
+    pub backend: Cow<'a, str>,
+    pub reason: Cow<'a, str>,
     pub attempts: u32,
     /// HTTP status that the client got.
     pub status: u16,
@@ -321,7 +329,7 @@ pub struct Entry {
     pub usage: Usage,
     pub usage_source: UsageSource,
     /// `standard`, `batch`, `flex`, `priority`: the tier that was served.
-    pub tier: String,
+    pub tier: Cow<'a, str>,
     /// What is attributed to this call: token charges on an API, its share of rent on a self-hosted backend.
     pub cost: NanoUsd,
     /// The same usage on the route's API offer, if it has one.
@@ -334,7 +342,7 @@ pub struct Entry {
     pub attempts_cost: NanoUsd,
     /// No price was known: `cost` is zero or an estimate.
     pub unpriced: bool,
-    pub config_digest: String,
+    pub config_digest: Cow<'a, str>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -421,7 +429,7 @@ pub(crate) mod testing {
     use crate::economics::{NanoUsd, Timestamp, Usage, Work};
 
     /// A call that ended `n` seconds after the epoch, with everything in it that can be.
-    pub(crate) fn entry(n: u64) -> Entry {
+    pub(crate) fn entry(n: u64) -> Entry<'static> {
         Entry {
             id: uuid::Uuid::from_u64_pair(n, !n),
             opened_at: Timestamp::from_millis(n * 1000 - 700),
@@ -449,7 +457,7 @@ pub(crate) mod testing {
             work: Work(40_000),
             attempts_cost: NanoUsd::from_nanos(7),
             unpriced: false,
-            config_digest: "9f86d081884c7d65".repeat(4),
+            config_digest: "9f86d081884c7d65".repeat(4).into(),
         }
     }
 }

@@ -234,7 +234,7 @@ fn recent_calls(gateway: &Gateway) -> Option<Value> {
     Some(Value::Array(calls.iter().map(call).collect()))
 }
 
-fn call(entry: &Entry) -> Value {
+fn call(entry: &Entry<'_>) -> Value {
     json!({
         "id": entry.id,
         "at_ms": entry.opened_at.as_millis(),

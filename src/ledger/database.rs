@@ -10,15 +10,16 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Statement, params};
-use tracing::error;
+use tracing::{error, info};
 use uuid::Uuid;
 
-use super::line::{self, CALL_NUMBERS, CallLine, LABELS, Record};
+use super::record::{self, ABSENT, CALL_NUMBERS, CallRecord, LABELS, Record, Records};
+use super::spans::{self, Frontier};
 use super::{Event, LedgerError, Outcome, RentEntry, UsageSource};
 use crate::economics::Timestamp;
 
 /// Raised whenever a table changes. A newer file is refused, an older one is migrated on open.
-pub(super) const SCHEMA_VERSION: u32 = 1;
+pub(super) const SCHEMA_VERSION: u32 = 2;
 
 /// Sets of names kept in memory; a client that invents model names can not make it grow further.
 const CACHED_LABELS: usize = 16_384;
@@ -40,7 +41,16 @@ pub(super) struct Cursor {
 pub(super) struct Database {
     connection: Connection,
     path: PathBuf,
-    labels: HashMap<Box<[u8]>, i64>,
+    insert_call: String,
+    labels: Labels,
+    frontier: Frontier,
+}
+
+/// Ids of the sets of names that came last, by the bytes that they have in the journal.
+#[derive(Debug, Default)]
+struct Labels {
+    ids: HashMap<Box<[u8]>, i64>,
+    last: Option<(Box<[u8]>, i64)>,
 }
 
 impl Database {
@@ -66,8 +76,17 @@ impl Database {
         if is_empty(&connection).map_err(sqlite)? {
             create(&mut connection, ledger_id).map_err(sqlite)?;
         }
-        check_version(&connection, path)?;
-        let database = Self { connection, path: path.to_owned(), labels: HashMap::new() };
+        if check_version(&connection, path)? < SCHEMA_VERSION {
+            migrate(&mut connection, path).map_err(sqlite)?;
+        }
+        let frontier = Frontier::load(&connection).map_err(sqlite)?;
+        let database = Self {
+            connection,
+            path: path.to_owned(),
+            insert_call: insert_call_sql(),
+            labels: Labels::default(),
+            frontier,
+        };
         database.cursor()?;
         Ok(database)
     }
@@ -82,7 +101,6 @@ impl Database {
     ) -> Result<(), LedgerError> {
         // SQLite must let go of the file before it is renamed.
         self.connection = Connection::open_in_memory().map_err(|source| self.error(source))?;
-        self.labels.clear();
         if path.exists() {
             set_aside(path, now, why)?;
         }
@@ -110,106 +128,155 @@ impl Database {
         Uuid::parse_str(&text).map_err(|_| LedgerError::NotALedger { path: self.path.clone() })
     }
 
-    /// Inserts the records and moves the cursor, or does neither. `lasting` makes the commit survive a power
-    /// cut, with everything before it: the journal may then forget what was imported.
-    pub(super) fn insert<'a>(
+    /// Inserts the records of a piece that begins at `from` and moves the cursor to where their last one ends, or
+    /// does neither. Returns how many they were, and the cursor.
+    pub(super) fn insert(
         &mut self,
-        records: impl Iterator<Item = Record<'a>>,
-        cursor: Cursor,
-        lasting: bool,
-    ) -> Result<u64, LedgerError> {
-        if lasting {
-            self.connection
-                .pragma_update(None, "synchronous", "full")
-                .map_err(|source| self.error(source))?;
-        }
-        let inserted = insert_all(&mut self.connection, &mut self.labels, records, cursor);
-        if lasting {
-            self.connection
-                .pragma_update(None, "synchronous", "normal")
-                .map_err(|source| self.error(source))?;
-        }
-        inserted.map_err(|source| {
+        records: &mut Records<'_>,
+        from: Cursor,
+    ) -> Result<(u64, Cursor), LedgerError> {
+        self.try_insert(records, from).map_err(|source| {
             // Ids that were given in the transaction went with it.
-            self.labels.clear();
+            self.labels = Labels::default();
             self.error(source)
         })
     }
-}
 
-fn insert_all<'a>(
-    connection: &mut Connection,
-    labels: &mut HashMap<Box<[u8]>, i64>,
-    records: impl Iterator<Item = Record<'a>>,
-    cursor: Cursor,
-) -> rusqlite::Result<u64> {
-    let transaction = connection.transaction()?;
-    let mut rows = 0;
-    {
-        let mut call = transaction.prepare_cached(&insert_call_sql())?;
-        for record in records {
-            rows += 1;
-            match record {
-                Record::Call(line) => {
-                    let label = match labels.get(line.labels) {
-                        Some(label) => *label,
-                        None => remember_label(&transaction, labels, line.labels)?,
-                    };
-                    insert_call(&mut call, &line, label)?;
+    fn try_insert(&mut self, records: &mut Records<'_>, from: Cursor) -> rusqlite::Result<(u64, Cursor)> {
+        let transaction = self.connection.transaction()?;
+        let mut frontier = self.frontier;
+        let mut rows = 0;
+        {
+            let mut statement = transaction.prepare_cached(&self.insert_call)?;
+            let mut bound = Bound::default();
+            for record in &mut *records {
+                rows += 1;
+                match record {
+                    Record::Call(call) => {
+                        let label = self.labels.id(&transaction, call.labels)?;
+                        let closed_at = record::closed_at(call.numbers);
+                        let row = frontier.take(&transaction, closed_at)?;
+                        insert_call(&mut statement, &mut bound, &call, row, label)?;
+                    }
+                    Record::Rent(rent) => insert_rent(&transaction, &rent)?,
+                    Record::Event(event) => insert_event(&transaction, &event)?,
                 }
-                Record::Rent(rent) => insert_rent(&transaction, &rent)?,
-                Record::Event(event) => insert_event(&transaction, &event)?,
             }
         }
+        let cursor = Cursor { offset: from.offset + records.consumed() as u64, ..from };
+        if cursor != from {
+            move_cursor(&transaction, cursor)?;
+            transaction.commit()?;
+            self.frontier = frontier;
+        }
+        Ok((rows, cursor))
     }
-    transaction
+
+    /// Moves the cursor so that a power cut cannot undo it, nor anything that was committed before: the journal
+    /// may then forget what was imported.
+    pub(super) fn pass(&mut self, cursor: Cursor) -> Result<(), LedgerError> {
+        let set = |level| self.connection.pragma_update(None, "synchronous", level);
+        let moved = set("full").and_then(|()| move_cursor(&self.connection, cursor));
+        let restored = set("normal");
+        moved.and(restored).map_err(|source| self.error(source))
+    }
+}
+
+fn move_cursor(connection: &Connection, cursor: Cursor) -> rusqlite::Result<()> {
+    connection
         .prepare_cached("UPDATE cursor SET segment = ?1, offset = ?2")?
-        .execute(params![signed(cursor.segment), signed(cursor.offset)])?;
-    transaction.commit()?;
-    Ok(rows)
+        .execute(params![signed(cursor.segment), signed(cursor.offset)])
+        .map(drop)
 }
 
 fn insert_call_sql() -> String {
     let columns = CALL_NUMBERS.join(", ");
-    let places = vec!["?"; CALL_NUMBERS.len() + 3].join(", ");
-    format!("INSERT INTO calls (id, label, tags, {columns}) VALUES ({places})")
+    let places = vec!["?"; CALL_NUMBERS.len() + 4].join(", ");
+    format!("INSERT INTO calls (n, id, label, tags, {columns}) VALUES ({places})")
 }
 
-fn insert_call(statement: &mut Statement<'_>, line: &CallLine<'_>, label: i64) -> rusqlite::Result<()> {
-    statement.raw_bind_parameter(1, line.id.as_slice())?;
-    statement.raw_bind_parameter(2, label)?;
-    statement.raw_bind_parameter(3, Some(line.tags.as_ref()).filter(|tags| !tags.is_empty()))?;
-    for (index, number) in line.numbers.iter().enumerate() {
-        statement.raw_bind_parameter(index + 4, number)?;
+/// What the places of a statement hold since the row before. Most columns of a row are what they were in the
+/// last one, and what is bound stays bound.
+struct Bound {
+    label: i64,
+    has_tags: bool,
+    numbers: [i64; CALL_NUMBERS.len()],
+}
+
+impl Default for Bound {
+    /// Nothing is bound yet, which SQLite takes for NULL.
+    fn default() -> Self {
+        Self { label: 0, has_tags: false, numbers: [ABSENT; CALL_NUMBERS.len()] }
+    }
+}
+
+fn insert_call(
+    statement: &mut Statement<'_>,
+    bound: &mut Bound,
+    call: &CallRecord<'_>,
+    row: i64,
+    label: i64,
+) -> rusqlite::Result<()> {
+    statement.raw_bind_parameter(1, row)?;
+    statement.raw_bind_parameter(2, call.id.as_slice())?;
+    if label != bound.label {
+        statement.raw_bind_parameter(3, label)?;
+        bound.label = label;
+    }
+    let has_tags = !call.tags.is_empty();
+    if has_tags || bound.has_tags {
+        statement.raw_bind_parameter(4, has_tags.then_some(call.tags))?;
+        bound.has_tags = has_tags;
+    }
+    for (index, (number, bound)) in record::numbers(call.numbers).zip(&mut bound.numbers).enumerate() {
+        if number != *bound {
+            statement.raw_bind_parameter(index + 5, Some(number).filter(|number| *number != ABSENT))?;
+            *bound = number;
+        }
     }
     statement.raw_execute().map(drop)
 }
 
-fn remember_label(
-    connection: &Connection,
-    labels: &mut HashMap<Box<[u8]>, i64>,
-    raw: &[u8],
-) -> rusqlite::Result<i64> {
-    let names = line::parse_labels(raw).unwrap_or_default();
+impl Labels {
+    fn id(&mut self, connection: &Connection, raw: &[u8]) -> rusqlite::Result<i64> {
+        if let Some((last, id)) = &self.last
+            && **last == *raw
+        {
+            return Ok(*id);
+        }
+        let id = match self.ids.get(raw) {
+            Some(id) => *id,
+            None => self.remember(connection, raw)?,
+        };
+        self.last = Some((raw.into(), id));
+        Ok(id)
+    }
+
+    fn remember(&mut self, connection: &Connection, raw: &[u8]) -> rusqlite::Result<i64> {
+        let id = label_id(connection, &record::parse_labels(raw).unwrap_or_default())?;
+        if self.ids.len() >= CACHED_LABELS {
+            self.ids.clear();
+        }
+        self.ids.insert(raw.into(), id);
+        Ok(id)
+    }
+}
+
+/// The id of a set of names, which is given here when it is new.
+fn label_id(connection: &Connection, names: &[&str; LABELS.len()]) -> rusqlite::Result<i64> {
     let columns = LABELS.join(", ");
     let equal = LABELS.map(|label| format!("{label} = ?")).join(" AND ");
     let found = connection
         .prepare_cached(&format!("SELECT id FROM labels WHERE {equal}"))?
-        .query_row(rusqlite::params_from_iter(&names), |row| row.get(0))
+        .query_row(rusqlite::params_from_iter(names), |row| row.get(0))
         .optional()?;
-    let id = if let Some(id) = found {
-        id
-    } else {
-        let places = vec!["?"; LABELS.len()].join(", ");
-        connection
-            .prepare_cached(&format!("INSERT INTO labels ({columns}) VALUES ({places})"))?
-            .insert(rusqlite::params_from_iter(&names))?
-    };
-    if labels.len() >= CACHED_LABELS {
-        labels.clear();
+    if let Some(id) = found {
+        return Ok(id);
     }
-    labels.insert(raw.into(), id);
-    Ok(id)
+    let places = vec!["?"; LABELS.len()].join(", ");
+    connection
+        .prepare_cached(&format!("INSERT INTO labels ({columns}) VALUES ({places})"))?
+        .insert(rusqlite::params_from_iter(names))
 }
 
 fn insert_rent(connection: &Connection, rent: &RentEntry) -> rusqlite::Result<()> {
@@ -264,7 +331,7 @@ fn is_empty(connection: &Connection) -> rusqlite::Result<bool> {
     connection.query_row("SELECT count(*) = 0 FROM sqlite_schema", [], |row| row.get(0))
 }
 
-fn check_version(connection: &Connection, path: &Path) -> Result<(), LedgerError> {
+fn check_version(connection: &Connection, path: &Path) -> Result<u32, LedgerError> {
     let version = connection
         .query_row("SELECT value FROM meta WHERE key = 'schema_version'", [], |row| row.get::<_, String>(0));
     let version = match version {
@@ -275,7 +342,7 @@ fn check_version(connection: &Connection, path: &Path) -> Result<(), LedgerError
         Err(_) => return Err(LedgerError::NotALedger { path: path.to_owned() }),
     };
     match version.parse::<u32>() {
-        Ok(found) if found <= SCHEMA_VERSION => Ok(()),
+        Ok(found) if found <= SCHEMA_VERSION => Ok(found),
         _ => Err(LedgerError::Newer { path: path.to_owned(), found: version }),
     }
 }
@@ -313,11 +380,24 @@ pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 fn create(connection: &mut Connection, ledger_id: Uuid) -> rusqlite::Result<()> {
     let transaction = connection.transaction()?;
     transaction.execute_batch(include_str!("schema.sql"))?;
+    transaction.execute_batch(spans::CREATE)?;
     transaction.execute_batch(&readable_view())?;
     let mut meta = transaction.prepare("INSERT INTO meta (key, value) VALUES (?, ?)")?;
     meta.execute(["schema_version", &SCHEMA_VERSION.to_string()])?;
     meta.execute(["ledger_id", &ledger_id.to_string()])?;
     drop(meta);
+    transaction.commit()
+}
+
+/// From schema 1, which found a time by an index of all calls. What reads may meet either.
+fn migrate(connection: &mut Connection, path: &Path) -> rusqlite::Result<()> {
+    info!("bringing the ledger `{}` to schema {SCHEMA_VERSION}", path.display());
+    let transaction = connection.transaction()?;
+    transaction.execute_batch("DROP INDEX calls_closed_at")?;
+    transaction.execute_batch(spans::CREATE)?;
+    spans::fill(&transaction)?;
+    transaction
+        .execute("UPDATE meta SET value = ?1 WHERE key = 'schema_version'", [SCHEMA_VERSION.to_string()])?;
     transaction.commit()
 }
 

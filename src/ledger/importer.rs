@@ -14,11 +14,17 @@ use uuid::Uuid;
 use super::LedgerError;
 use super::database::{Cursor, Database, is_damage, with_suffix};
 use super::journal::{self, Journal, Lock, Segment, SegmentFile};
-use super::line::{self, Record};
+use super::record::{MAX_RECORD, Records};
 use crate::economics::Timestamp;
 
-/// Bytes that one transaction takes from the journal: about a thousand rows.
+/// Bytes that one transaction takes from the journal: some six hundred rows.
 const PIECE_BYTES: usize = 256 * 1024;
+const _: () = assert!(PIECE_BYTES > MAX_RECORD, "a piece holds at least one record");
+
+/// The first words of a segment, before the ledger's id.
+const FORMAT: &str = "breakeven journal 2 ";
+/// Rows as text, as they were written before.
+const EARLIER_FORMAT: &str = "breakeven journal 1 ";
 
 /// What the importer has done since the ledger was opened.
 #[derive(Debug, Default)]
@@ -111,7 +117,7 @@ pub(super) fn recover(
         piece: vec![0; PIECE_BYTES],
         counters,
     };
-    importer.take_up(segments, cursor);
+    importer.take_up(segments, cursor)?;
     importer.pass()?;
     let counters = &importer.counters;
     counters.recovered.store(counters.committed.load(Ordering::Relaxed), Ordering::Relaxed);
@@ -120,29 +126,34 @@ pub(super) fn recover(
 }
 
 fn header(ledger_id: Uuid) -> String {
-    format!("breakeven journal 1 {ledger_id}\n")
+    format!("{FORMAT}{ledger_id}\n")
 }
 
 fn ledger_id_of(segment: &SegmentFile) -> Option<Uuid> {
     let mut first = vec![0; header(Uuid::nil()).len()];
     let count = segment.read_at(&mut first, 0).ok()?;
     let line = std::str::from_utf8(&first[..count]).ok()?.strip_suffix('\n')?;
-    Uuid::parse_str(line.strip_prefix("breakeven journal 1 ")?).ok()
+    Uuid::parse_str(line.strip_prefix(FORMAT)?).ok()
 }
 
 impl Importer {
-    fn take_up(&mut self, segments: Vec<SegmentFile>, cursor: Cursor) {
+    fn take_up(&mut self, segments: Vec<SegmentFile>, cursor: Cursor) -> Result<(), LedgerError> {
+        let earlier_header = format!("{EARLIER_FORMAT}{}\n", self.ledger_id);
         for segment in segments {
-            if !segment.belongs_to(&self.header) {
+            let is_earlier = segment.belongs_to(&earlier_header);
+            if !segment.belongs_to(&self.header) && !is_earlier {
                 journal::disown(&segment);
-            } else if segment.number < cursor.segment {
+            } else if segment.number < cursor.segment || segment.length() <= self.header.len() as u64 {
                 journal::remove_file(&segment);
+            } else if is_earlier {
+                return Err(LedgerError::EarlierJournal { path: segment.path().to_owned() });
             } else {
                 self.queue.push_back(Source::Sealed(Arc::new(segment)));
             }
         }
         let is_first = self.queue.front().is_some_and(|source| source.file().number == cursor.segment);
         self.offset = if is_first { cursor.offset } else { 0 };
+        Ok(())
     }
 
     /// Follows the segment that a journal has begun to append to.
@@ -165,11 +176,6 @@ impl Importer {
     /// Segments that are not wholly imported, or not deleted yet.
     pub(super) fn segments(&self) -> usize {
         self.queue.len()
-    }
-
-    /// Whether something was appended that has not been imported.
-    pub(super) fn is_behind(&self) -> bool {
-        self.queue.len() > 1 || self.queue.front().is_some_and(|source| self.offset < source.file().written())
     }
 
     /// Imports every row that is complete by now.
@@ -214,31 +220,26 @@ impl Importer {
         let file = source.file();
         self.offset = self.offset.max(self.header.len() as u64);
         let wanted = usize::try_from(end.saturating_sub(self.offset)).unwrap_or(PIECE_BYTES).min(PIECE_BYTES);
+        if wanted == 0 {
+            return Ok(false);
+        }
         let count = file
             .read_at(&mut self.piece[..wanted], self.offset)
             .map_err(|source| LedgerError::Io { path: file.path().to_owned(), source })?;
-        let read = &self.piece[..count];
-        let whole = match memchr::memrchr(b'\n', read) {
-            Some(at) => &read[..=at],
-            // No row is that long: blocks that a power cut left without their contents.
-            None if count == PIECE_BYTES => read,
-            None => return Ok(false),
-        };
-        let mut torn = 0;
-        let records = lines(whole).filter_map(|line| record(line, &mut torn));
-        let cursor = Cursor { segment: file.number, offset: self.offset + whole.len() as u64 };
-        let rows = self.database.insert(records, cursor, false)?;
+        let mut records = Records::new(&self.piece[..count]);
+        let from = Cursor { segment: file.number, offset: self.offset };
+        let (rows, cursor) = self.database.insert(&mut records, from)?;
+        let torn = records.torn();
         self.offset = cursor.offset;
         self.counters.committed.fetch_add(rows, Ordering::Relaxed);
         self.count_torn(torn);
-        Ok(true)
+        Ok(cursor != from)
     }
 
     fn finish_first(&mut self, end: u64) -> Result<(), LedgerError> {
         let Some(source) = self.queue.front() else { return Ok(()) };
         let file = Arc::clone(source.file());
-        let cursor = Cursor { segment: file.number + 1, offset: 0 };
-        self.database.insert(std::iter::empty(), cursor, true)?;
+        self.database.pass(Cursor { segment: file.number + 1, offset: 0 })?;
         self.count_torn(u64::from(self.offset < end));
         self.queue.pop_front();
         self.offset = 0;
@@ -255,37 +256,20 @@ impl Importer {
     }
 }
 
-fn record<'a>(line: &'a [u8], torn: &mut u64) -> Option<Record<'a>> {
-    let parsed = line::parse(line);
-    *torn += u64::from(parsed.torn);
-    parsed.record
-}
-
-/// The lines of a piece that ends with a line feed, or is one line without.
-fn lines(piece: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let mut start = 0;
-    let tail = !piece.ends_with(b"\n");
-    memchr::memchr_iter(b'\n', piece).chain(tail.then_some(piece.len())).map(move |end| {
-        let line = &piece[start..end];
-        start = end + 1;
-        line
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use rusqlite::ffi;
 
     use super::*;
-    use crate::ledger::query;
     use crate::ledger::testing::entry;
+    use crate::ledger::{query, record};
 
     const NOW: Timestamp = Timestamp::from_secs(5);
 
     fn append(journal: &Journal, ids: std::ops::Range<u64>) {
         for id in ids {
             let mut line = Vec::new();
-            line::write_call(&mut line, &entry(id));
+            record::write_call(&mut line, &entry(id));
             journal.append(&line).unwrap();
         }
     }

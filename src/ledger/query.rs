@@ -6,6 +6,7 @@
 
 mod totals;
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use rusqlite::types::FromSql;
@@ -13,7 +14,8 @@ use rusqlite::{Connection, Row as SqlRow, params};
 
 pub use self::totals::{IDLE, Key, ParseKeyError, Row, totals};
 use super::database::{open_to_read, signed, unsigned};
-use super::line::{CALL_NUMBERS, LABELS};
+use super::record::{CALL_NUMBERS, LABELS};
+use super::spans::rows_between;
 use super::{Entry, Event, LedgerError, Outcome, RentEntry, UsageSource};
 use crate::economics::{NanoUsd, Timestamp, Usage, Work};
 
@@ -49,7 +51,8 @@ const VOLUME: &str =
     sum(input_tokens), sum(cached_input_tokens), sum(cache_write_tokens), sum(audio_input_tokens),
     sum(image_input_tokens), sum(output_tokens), sum(reasoning_tokens), sum(audio_output_tokens),
     sum(image_output_tokens)
-    FROM calls JOIN labels ON labels.id = label WHERE closed_at >= ?1 GROUP BY 1, 2, 3 ORDER BY 1";
+    FROM calls JOIN labels ON labels.id = label
+    WHERE n >= ?1 AND n < ?2 AND closed_at >= ?3 AND closed_at < ?4 GROUP BY 1, 2, 3 ORDER BY 1";
 
 /// What was served since `since`, by second: how a restarted server takes up the current volume.
 pub fn volume_since(path: &Path, since: Timestamp) -> Result<Vec<Volume>, LedgerError> {
@@ -64,7 +67,7 @@ pub fn volume_since(path: &Path, since: Timestamp) -> Result<Vec<Volume>, Ledger
             usage: usage(row, 6)?,
         })
     };
-    collect(path, VOLUME, params![signed(since.as_millis())], read)
+    collect_calls(path, VOLUME, signed(since.as_millis()), read)
 }
 
 /// Visits the calls that were opened from `since` until before `until`, in that order.
@@ -78,7 +81,8 @@ pub fn trace(
         "SELECT opened_at, route, api_cost, work, input_tokens, cached_input_tokens, cache_write_tokens,
                audio_input_tokens, image_input_tokens, output_tokens, reasoning_tokens, audio_output_tokens,
                image_output_tokens, closed_at FROM calls JOIN labels ON labels.id = label
-               WHERE closed_at >= ?1 AND opened_at >= ?1 AND opened_at < ?2 ORDER BY opened_at";
+               WHERE n >= ?1 AND n < ?2 AND closed_at >= ?3 AND opened_at >= ?3 AND opened_at < ?4
+               ORDER BY opened_at";
     let read = |row: &SqlRow<'_>| {
         Ok(TraceRow {
             opened_at: time(row, 0)?,
@@ -89,11 +93,17 @@ pub fn trace(
             usage: usage(row, 4)?,
         })
     };
-    visit_rows(path, sql, params![signed(since.as_millis()), signed(until.as_millis())], read, visit)
+    let (since, until) = (signed(since.as_millis()), signed(until.as_millis()));
+    let visit_all = |connection: &Connection| {
+        // A call that was opened before `until` may have closed at any time since.
+        let rows = rows_between(connection, since, i64::MAX)?;
+        visit_query(connection, sql, params![rows.start, rows.end, since, until], read, visit)
+    };
+    with_snapshot(path, visit_all)
 }
 
 /// The calls recorded last, newest first.
-pub fn recent(path: &Path, limit: usize) -> Result<Vec<Entry>, LedgerError> {
+pub fn recent(path: &Path, limit: usize) -> Result<Vec<Entry<'static>>, LedgerError> {
     let (numbers, labels) = (CALL_NUMBERS.join(", "), LABELS.join(", "));
     let sql = format!(
         "SELECT calls.id, coalesce(tags, ''), {labels}, {numbers} FROM calls JOIN labels ON labels.id = label
@@ -104,10 +114,10 @@ pub fn recent(path: &Path, limit: usize) -> Result<Vec<Entry>, LedgerError> {
 
 /// What each virtual key has spent since `since`: how a restarted server takes up its budgets.
 pub fn spend_by_key(path: &Path, since: Timestamp) -> Result<Vec<(String, NanoUsd)>, LedgerError> {
-    let sql = "SELECT key, sum(cost) FROM calls JOIN labels ON labels.id = label WHERE closed_at >= ?1
-               GROUP BY key ORDER BY key";
+    let sql = "SELECT key, sum(cost) FROM calls JOIN labels ON labels.id = label
+               WHERE n >= ?1 AND n < ?2 AND closed_at >= ?3 AND closed_at < ?4 GROUP BY key ORDER BY key";
     let read = |row: &SqlRow<'_>| Ok((row.get(0)?, NanoUsd::from_nanos(row.get(1)?)));
-    collect(path, sql, params![signed(since.as_millis())], read)
+    collect_calls(path, sql, signed(since.as_millis()), read)
 }
 
 /// What a key, a team and a route have spent together.
@@ -122,12 +132,13 @@ pub struct CallerSpend {
 /// What was spent since `since` by key, team and route: how a restarted server takes up every kind of budget.
 pub fn spend_by_caller(path: &Path, since: Timestamp) -> Result<Vec<CallerSpend>, LedgerError> {
     let sql = "SELECT key, team, route, sum(cost) FROM calls JOIN labels ON labels.id = label
-               WHERE closed_at >= ?1 GROUP BY key, team, route ORDER BY key, team, route";
+               WHERE n >= ?1 AND n < ?2 AND closed_at >= ?3 AND closed_at < ?4
+               GROUP BY key, team, route ORDER BY key, team, route";
     let read = |row: &SqlRow<'_>| {
         let cost = NanoUsd::from_nanos(row.get(3)?);
         Ok(CallerSpend { key: row.get(0)?, team: row.get(1)?, route: row.get(2)?, cost })
     };
-    collect(path, sql, params![signed(since.as_millis())], read)
+    collect_calls(path, sql, signed(since.as_millis()), read)
 }
 
 /// Rent of all backends for intervals that begin at or after `since`, oldest first.
@@ -165,20 +176,36 @@ fn collect<T>(
     read: impl FnMut(&SqlRow<'_>) -> rusqlite::Result<T>,
 ) -> Result<Vec<T>, LedgerError> {
     let mut rows = Vec::new();
-    visit_rows(path, sql, parameters, read, |row| rows.push(row))?;
+    with_snapshot(path, |connection| visit_query(connection, sql, parameters, read, |row| rows.push(row)))?;
     Ok(rows)
 }
 
-fn visit_rows<T>(
+/// As [`collect`], for a statement about the calls that ended at or after `since`; its parameters are the range
+/// of their numbers and that of their times.
+fn collect_calls<T>(
     path: &Path,
     sql: &str,
-    parameters: impl rusqlite::Params,
+    since: i64,
     read: impl FnMut(&SqlRow<'_>) -> rusqlite::Result<T>,
-    visit: impl FnMut(T),
+) -> Result<Vec<T>, LedgerError> {
+    let mut found = Vec::new();
+    with_snapshot(path, |connection| {
+        let rows = rows_between(connection, since, i64::MAX)?;
+        let parameters = params![rows.start, rows.end, since, i64::MAX];
+        visit_query(connection, sql, parameters, read, |row| found.push(row))
+    })?;
+    Ok(found)
+}
+
+/// All that is read within is of one moment.
+fn with_snapshot(
+    path: &Path,
+    read: impl FnOnce(&Connection) -> rusqlite::Result<()>,
 ) -> Result<(), LedgerError> {
     let connection = open_to_read(path)?;
-    visit_query(&connection, sql, parameters, read, visit)
-        .map_err(|source| LedgerError::Sqlite { path: path.to_owned(), source })
+    let sqlite = |source| LedgerError::Sqlite { path: path.to_owned(), source };
+    let _snapshot = connection.unchecked_transaction().map_err(sqlite)?;
+    read(&connection).map_err(sqlite)
 }
 
 fn visit_query<T>(
@@ -236,7 +263,10 @@ fn usage_source(code: i64) -> UsageSource {
         .unwrap_or(UsageSource::None)
 }
 
-fn entry(row: &SqlRow<'_>) -> rusqlite::Result<Entry> {
+fn entry(row: &SqlRow<'_>) -> rusqlite::Result<Entry<'static>> {
+    fn text(row: &SqlRow<'_>, name: &str) -> rusqlite::Result<Cow<'static, str>> {
+        row.get(name).map(Cow::Owned)
+    }
     fn named<T: FromSql>(row: &SqlRow<'_>, name: &str) -> rusqlite::Result<T> {
         row.get(name)
     }
@@ -246,32 +276,32 @@ fn entry(row: &SqlRow<'_>) -> rusqlite::Result<Entry> {
     let optional = |name| named::<Option<i64>>(row, name);
     Ok(Entry {
         id: uuid::Uuid::from_bytes(row.get(0)?),
-        tags: row.get(1)?,
+        tags: Cow::Owned(row.get(1)?),
         opened_at: time("opened_at")?,
         closed_at: time("closed_at")?,
         first_token_at: optional("first_token_at")?.map(unsigned).map(Timestamp::from_millis),
-        key: named(row, "key")?,
-        team: named(row, "team")?,
-        endpoint: named(row, "endpoint")?,
-        route: named(row, "route")?,
-        requested_model: named(row, "requested_model")?,
-        served_model: named(row, "served_model")?,
-        backend: named(row, "backend")?,
-        reason: named(row, "reason")?,
+        key: text(row, "key")?,
+        team: text(row, "team")?,
+        endpoint: text(row, "endpoint")?,
+        route: text(row, "route")?,
+        requested_model: text(row, "requested_model")?,
+        served_model: text(row, "served_model")?,
+        backend: text(row, "backend")?,
+        reason: text(row, "reason")?,
         attempts: named(row, "attempts")?,
         status: named(row, "status")?,
         outcome: outcome(named(row, "outcome")?),
         stream: named(row, "stream")?,
         usage: usage(row, 2 + LABELS.len() + 8)?,
         usage_source: usage_source(named(row, "usage_source")?),
-        tier: named(row, "tier")?,
+        tier: text(row, "tier")?,
         cost: amount("cost")?,
         api_cost: optional("api_cost")?.map(NanoUsd::from_nanos),
         self_hosted_cost: optional("self_hosted_cost")?.map(NanoUsd::from_nanos),
         work: Work(count("work")?),
         attempts_cost: amount("attempts_cost")?,
         unpriced: named(row, "unpriced")?,
-        config_digest: named(row, "config_digest")?,
+        config_digest: text(row, "config_digest")?,
     })
 }
 
@@ -300,8 +330,9 @@ mod tests {
         };
         drop(super::super::Ledger::open(&settings, crate::clock::Clock::manual(Timestamp::ZERO)).unwrap());
         let explain = format!("EXPLAIN QUERY PLAN {VOLUME}");
-        let plan: Vec<String> = collect(&path, &explain, params![0], |row| row.get(3)).unwrap();
-        assert!(plan.iter().any(|step| step.contains("calls USING INDEX calls_closed_at")), "{plan:?}");
+        let plan: Vec<String> = collect(&path, &explain, [0; 4], |row| row.get(3)).unwrap();
+        let search = "SEARCH calls USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)";
+        assert!(plan.iter().any(|step| step.contains(search)), "{plan:?}");
     }
 
     #[test]

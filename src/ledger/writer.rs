@@ -15,11 +15,8 @@ use super::importer::{Counters, Importer};
 use super::journal::{Journal, MAX_SEGMENTS};
 use crate::clock::Clock;
 
-/// How often rows move to the tables while calls are settled.
-const IMPORT_EVERY: Duration = Duration::from_millis(50);
-
-/// How often the importer looks while nothing happens.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// How often rows move to the tables. Each group costs a transaction, so fewer and larger ones cost less.
+const IMPORT_EVERY: Duration = Duration::from_millis(250);
 
 /// How often the journal is synced, and a failed write tried again: what a power cut can lose with `batch`.
 const SYNC_EVERY: Duration = Duration::from_millis(250);
@@ -87,7 +84,7 @@ pub(super) fn run_import(shared: &Shared, mut importer: Importer) {
         if stop {
             return;
         }
-        pause(shared, &importer, wanted, is_failing);
+        pause(shared, wanted, is_failing);
     }
 }
 
@@ -111,14 +108,11 @@ fn rotate(shared: &Shared, importer: &mut Importer) {
     }
 }
 
-fn pause(shared: &Shared, importer: &Importer, seen: u64, is_failing: bool) {
-    let time = match (is_failing, importer.is_behind()) {
-        (true, _) => RETRY_EVERY,
-        (false, true) => IMPORT_EVERY,
-        (false, false) => LOOK_EVERY,
-    };
-    if shared.wanted_passes.load(Ordering::SeqCst) == seen || is_failing {
-        thread::park_timeout(time);
+fn pause(shared: &Shared, seen: u64, is_failing: bool) {
+    if is_failing {
+        thread::park_timeout(RETRY_EVERY);
+    } else if shared.wanted_passes.load(Ordering::SeqCst) == seen {
+        thread::park_timeout(IMPORT_EVERY);
     }
 }
 

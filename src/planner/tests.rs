@@ -260,7 +260,7 @@ async fn a_restart_takes_up_what_the_ledger_has_and_what_closed_in_the_open_slot
     assert_eq!((seen.api_cost, seen.work), (slot(12.0, 0.5).api_cost, slot(12.0, 0.5).work));
 }
 
-fn entry(closed_at: Timestamp, seen: Slot) -> crate::ledger::Entry {
+fn entry(closed_at: Timestamp, seen: Slot) -> crate::ledger::Entry<'static> {
     crate::ledger::Entry {
         opened_at: closed_at,
         closed_at,

@@ -34,13 +34,13 @@ fn nanos(nanos: i64) -> NanoUsd {
 }
 
 /// A call on the API that closed `second` seconds after noon.
-pub(crate) fn api_call(id: u64, second: u64) -> Entry {
+pub(crate) fn api_call(id: u64, second: u64) -> Entry<'static> {
     Entry {
         id: Uuid::from_u64_pair(1, id),
         opened_at: Timestamp::from_millis(at(second).as_millis() - 900),
         closed_at: at(second),
         first_token_at: Some(Timestamp::from_millis(at(second).as_millis() - 500)),
-        key: String::new(),
+        key: "".into(),
         team: "search".into(),
         tags: "feature=rank,user=7".into(),
         endpoint: "chat_completions".into(),
@@ -66,12 +66,12 @@ pub(crate) fn api_call(id: u64, second: u64) -> Entry {
     }
 }
 
-fn gpu_call(id: u64, second: u64, cost: i64) -> Entry {
+fn gpu_call(id: u64, second: u64, cost: i64) -> Entry<'static> {
     Entry {
         backend: "gpu".into(),
         served_model: "llama".into(),
         team: "chat".into(),
-        tags: String::new(),
+        tags: "".into(),
         cost: nanos(cost),
         self_hosted_cost: Some(nanos(cost)),
         usage_source: UsageSource::OwnTokenizer,
@@ -163,7 +163,7 @@ async fn concurrent_appends_lose_and_double_nothing_over_segment_changes() {
         std::thread::spawn(move || {
             for n in 0..each {
                 let mut entry = api_call(thread * each + n, n);
-                entry.tags = "x".repeat(400);
+                entry.tags = "x".repeat(400).into();
                 let _batch = ledger.append(&entry);
             }
         })
@@ -225,6 +225,56 @@ async fn a_file_of_a_newer_schema_is_refused_and_left_alone() {
     let error = Ledger::open(&settings(&path, Fsync::Batch), Clock::system()).unwrap_err();
     assert!(matches!(&error, LedgerError::Newer { found, .. } if found == "99"), "{error}");
     assert!(query::recent(&path, 1).is_err());
+}
+
+/// Makes of a file what it was in schema 1: an index of all times instead of spans.
+fn downgrade(path: &Path) {
+    let connection = rusqlite::Connection::open(path).unwrap();
+    connection
+        .execute_batch(
+            "DROP TABLE spans; CREATE INDEX calls_closed_at ON calls (closed_at);
+             UPDATE meta SET value = '1' WHERE key = 'schema_version';",
+        )
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_file_of_an_earlier_schema_is_read_as_it_is_and_brought_up_to_date_by_a_server() {
+    let (_directory, path) = new_path();
+    let ledger = open(&path);
+    for id in 1..=3000 {
+        let _batch = ledger.append(&api_call(id, id));
+    }
+    assert!(ledger.close().await);
+    let since = Timestamp::from_secs(NOON + 2900);
+    let spent = query::spend_by_key(&path, since).unwrap();
+    downgrade(&path);
+    assert_eq!(query::spend_by_key(&path, since).unwrap(), spent);
+    let ledger = open(&path);
+    let _batch = ledger.append(&api_call(3001, 10));
+    assert!(ledger.close().await);
+    assert_eq!(ids(&path).len(), 3001);
+    assert_eq!(query::spend_by_key(&path, since).unwrap(), spent);
+    let version = "SELECT value FROM meta WHERE key = 'schema_version'";
+    let connection = rusqlite::Connection::open(&path).unwrap();
+    assert_eq!(connection.query_row(version, [], |row| row.get::<_, String>(0)).unwrap(), "2");
+    let spans = "SELECT count(*) FROM spans";
+    assert_eq!(connection.query_row(spans, [], |row| row.get::<_, i64>(0)).unwrap(), 2);
+}
+
+#[tokio::test]
+async fn rows_that_an_earlier_version_left_in_the_journal_are_not_passed_over() {
+    let (_directory, path) = new_path();
+    assert!(open(&path).close().await);
+    let connection = rusqlite::Connection::open(&path).unwrap();
+    let id = "SELECT value FROM meta WHERE key = 'ledger_id'";
+    let id: String = connection.query_row(id, [], |row| row.get(0)).unwrap();
+    let left = journal(&path).join("00000009.log");
+    let text = format!("breakeven journal 1 {id}\n\u{1e}c0123\t1\t2\n");
+    fs::write(&left, &text).unwrap();
+    let error = Ledger::open(&settings(&path, Fsync::Batch), Clock::system()).unwrap_err();
+    assert!(matches!(&error, LedgerError::EarlierJournal { path } if *path == left), "{error}");
+    assert_eq!(fs::read_to_string(&left).unwrap(), text);
 }
 
 #[test]

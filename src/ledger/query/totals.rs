@@ -18,7 +18,8 @@ use std::str::FromStr;
 use rusqlite::{Connection, params};
 
 use super::super::database::{open_to_read, signed};
-use super::super::line::LABELS;
+use super::super::record::LABELS;
+use super::super::spans::rows_between;
 use super::{LedgerError, count, outcome, visit_query};
 use crate::economics::{NanoUsd, Timestamp};
 use crate::ledger::UsageSource;
@@ -241,7 +242,7 @@ fn sum_calls(
     let sql =
         "SELECT label, closed_at, outcome, usage_source, input_tokens, cached_input_tokens, output_tokens,
                cost, api_cost, self_hosted_cost, attempts_cost, tags
-               FROM calls WHERE closed_at >= ?1 AND closed_at < ?2";
+               FROM calls WHERE n >= ?1 AND n < ?2 AND closed_at >= ?3 AND closed_at < ?4";
     let width = bucket_width(by);
     let by_outcome = by.contains(&Key::Outcome);
     let tag_names: Vec<_> =
@@ -282,7 +283,8 @@ fn sum_calls(
         groups.entry(group).or_default().add(&call);
         Ok(())
     };
-    visit_query(connection, sql, params![range.0, range.1], read, drop)?;
+    let rows = rows_between(connection, range.0, range.1)?;
+    visit_query(connection, sql, params![rows.start, rows.end, range.0, range.1], read, drop)?;
     Ok(groups)
 }
 

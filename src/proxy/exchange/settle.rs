@@ -183,7 +183,6 @@ impl Exchange {
         tier: Tier,
         bill: &Bill,
     ) -> Ticket {
-        let text = |text: &str| text.to_owned();
         let served = self.served.as_ref();
         let first_token_at = self.first_token.map(|after| self.opened_at + self.gateway.clock.scaled(after));
         self.gateway.ledger.append(&Entry {
@@ -191,29 +190,29 @@ impl Exchange {
             opened_at: self.opened_at,
             closed_at,
             first_token_at,
-            key: self.caller.key.clone(),
-            team: self.caller.team.clone(),
-            tags: self.caller.tags.clone(),
-            endpoint: text(self.endpoint.as_str()),
-            route: self.route.as_ref().map_or_else(String::new, |route| route.spec.name.clone()),
-            requested_model: self.requested_model().to_owned(),
-            served_model: served.map_or_else(String::new, |served| served.model.clone()),
-            backend: served.map_or_else(String::new, |served| served.backend.name().to_owned()),
-            reason: text(self.reason.as_str()),
+            key: self.caller.key.as_str().into(),
+            team: self.caller.team.as_str().into(),
+            tags: self.caller.tags.as_str().into(),
+            endpoint: self.endpoint.as_str().into(),
+            route: self.route.as_ref().map_or("", |route| &route.spec.name).into(),
+            requested_model: self.requested_model().into(),
+            served_model: served.map_or("", |served| &served.model).into(),
+            backend: served.map_or("", |served| served.backend.name()).into(),
+            reason: self.reason.as_str().into(),
             attempts: self.attempts,
             status: self.status,
             outcome,
             stream: self.call.as_ref().is_some_and(|call| call.stream),
             usage: *usage,
             usage_source: source,
-            tier: text(tier.as_str()),
+            tier: tier.as_str().into(),
             cost: bill.cost + self.attempts_cost,
             api_cost: bill.api_cost,
             self_hosted_cost: bill.self_hosted_cost,
             work: bill.work,
             attempts_cost: self.attempts_cost,
             unpriced: bill.unpriced,
-            config_digest: self.state.config.digest.clone(),
+            config_digest: self.state.config.digest.as_str().into(),
         })
     }
 

@@ -30,7 +30,7 @@ async fn a_failure_before_the_first_byte_moves_the_call_to_the_other_backend() {
             );
             let entry = &between.proxy.entries().await[0];
             assert!(entry.attempts >= 2, "{fault:?}");
-            assert_eq!((entry.backend.as_str(), entry.outcome), ("openai", Outcome::Success));
+            assert_eq!((&*entry.backend, entry.outcome), ("openai", Outcome::Success));
             assert_eq!(entry.usage, between.api.produced()[0].usage, "{fault:?}");
         }
     }

@@ -64,7 +64,7 @@ impl Proxy {
     }
 
     /// Everything in the ledger, newest first, once no call is in flight.
-    pub(crate) async fn entries(&self) -> Vec<Entry> {
+    pub(crate) async fn entries(&self) -> Vec<Entry<'static>> {
         let settled = async {
             while self.running.gateway.in_flight() > 0 {
                 tokio::task::yield_now().await;
