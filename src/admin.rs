@@ -25,6 +25,7 @@ use tokio::task::JoinSet;
 use tracing::debug;
 
 use crate::commands::serve::Reload;
+use crate::config::WhenUnavailable;
 use crate::gateway::Gateway;
 use crate::metrics;
 use crate::openai::query::query_value;
@@ -183,7 +184,10 @@ impl Admin {
         if self.gateway.is_draining() {
             return text(StatusCode::SERVICE_UNAVAILABLE, "draining");
         }
+        let goes_on = self.gateway.state().config.ledger.when_unavailable == WhenUnavailable::Continue;
         match self.gateway.ledger.unavailable_reason() {
+            // Who wants calls to go on does not want a load balancer to take them away.
+            Some(why) if goes_on => text(StatusCode::OK, &format!("going on without recording: {why}")),
             Some(why) => text(StatusCode::SERVICE_UNAVAILABLE, &format!("unable to record: {why}")),
             None => text(StatusCode::OK, "ok"),
         }

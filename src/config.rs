@@ -81,10 +81,12 @@ pub struct Tls {
 }
 
 /// Bounds on what clients may occupy.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Limits {
     pub max_connections: usize,
     pub max_in_flight: usize,
+    /// Of connections and calls, what one caller may hold while it is alone.
+    pub caller_share: f64,
     /// Larger request bodies are refused with 413.
     pub max_body_bytes: usize,
     pub max_header_bytes: usize,

@@ -5,6 +5,7 @@ pub mod keeper;
 mod pool;
 mod retries;
 mod route;
+pub mod shares;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use arc_swap::ArcSwap;
 pub use pool::{BandView, FIRST_TOKEN_OBJECTIVE, FirstTokens, LearntView, Pin, Pool, PoolView};
 pub use retries::RetryBudget;
 pub use route::{Choice, Refusal, choose};
+pub use shares::{Identity, Shares};
 
 use crate::clock::Clock;
 use crate::config::{self, BackendId, Config, RouteId};
@@ -27,6 +29,7 @@ use crate::metrics::{Metrics, Series};
 use crate::openai::tokenizer::Ratio;
 use crate::proxy::count::Counter;
 use crate::upstream::{Backend, BaseUrlError};
+use shares::Held;
 
 /// Everything that a call needs besides itself. One for the process, shared by all workers.
 #[derive(Debug)]
@@ -39,6 +42,7 @@ pub struct Gateway {
     pub keys: Keys,
     state: ArcSwap<State>,
     in_flight: AtomicUsize,
+    shares: Arc<Shares>,
     draining: AtomicBool,
 }
 
@@ -117,6 +121,7 @@ impl Gateway {
             keys: Keys::default(),
             state: ArcSwap::from_pointee(state),
             in_flight: AtomicUsize::new(0),
+            shares: Arc::default(),
             draining: AtomicBool::new(false),
         }))
     }
@@ -146,7 +151,7 @@ impl Gateway {
     /// Counts a call in; none when `limit` are in already.
     pub fn enter(self: &Arc<Self>, limit: usize) -> Option<Presence> {
         let before = self.in_flight.fetch_add(1, Ordering::Relaxed);
-        let presence = Presence(self.clone());
+        let presence = Presence { gateway: self.clone(), free: limit.saturating_sub(before), held: None };
         (before < limit).then_some(presence)
     }
 
@@ -167,11 +172,24 @@ impl Gateway {
 
 /// A call that is in flight, counted out on drop.
 #[derive(Debug)]
-pub struct Presence(Arc<Gateway>);
+pub struct Presence {
+    gateway: Arc<Gateway>,
+    /// Places that were free when it came, its own included.
+    free: usize,
+    held: Option<Held>,
+}
+
+impl Presence {
+    /// Counts it as one of its caller's. False when that one has its share of the places already.
+    pub fn claim(&mut self, who: Identity<'_>, share: f64) -> bool {
+        self.held = self.gateway.shares.enter(who, self.free, share);
+        self.held.is_some()
+    }
+}
 
 impl Drop for Presence {
     fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.gateway.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

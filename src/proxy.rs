@@ -15,6 +15,7 @@ pub mod reader;
 pub mod respond;
 pub mod upgrade;
 
+use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::task::Poll;
@@ -34,7 +35,7 @@ use crate::openai::endpoint::azure_deployment;
 use crate::openai::{ApiError, Call, Endpoint};
 use crate::upstream::client::Clients;
 use crate::upstream::send::{Outgoing, send};
-use admit::{admit_call, admit_unread, authenticate};
+use admit::{admit_call, admit_unread, authenticate, identity};
 use body::Body;
 use caller::team_of;
 use error::ProxyError;
@@ -43,12 +44,17 @@ use headers::Head;
 use respond::respond;
 
 /// Answers a request. The one place where an error of ours becomes HTTP, and is counted.
-pub async fn handle(gateway: &Arc<Gateway>, clients: &Clients, request: Request<Incoming>) -> Response<Body> {
+pub async fn handle(
+    gateway: &Arc<Gateway>,
+    clients: &Clients,
+    request: Request<Incoming>,
+    address: IpAddr,
+) -> Response<Body> {
     let team = team_of(request.headers());
     let closes = request.version() < Version::HTTP_2 && framing::is_chunked(request.headers());
     let answered = match framing::refusal(&request) {
         Some(refusal) => Err(ProxyError::Request(refusal)),
-        None => isolated(gateway, forward(gateway, clients, request)).await,
+        None => isolated(gateway, forward(gateway, clients, request, address)).await,
     };
     let mut response = match answered {
         Ok(response) => response,
@@ -85,17 +91,21 @@ async fn forward(
     gateway: &Arc<Gateway>,
     clients: &Clients,
     mut request: Request<Incoming>,
+    address: IpAddr,
 ) -> Result<Response<Body>, ProxyError> {
     let watch = Stopwatch::start();
     let state = gateway.state();
     let limit = state.config.limits.max_in_flight;
-    let presence = gateway.enter(limit).ok_or(ProxyError::Overloaded { limit })?;
+    let mut presence = gateway.enter(limit).ok_or(ProxyError::Overloaded { limit })?;
     may_record(gateway, state.config.ledger.when_unavailable)?;
     gateway.retries.earn();
     let upgrade = upgrade::is_asked(&request).then(|| hyper::upgrade::on(&mut request));
     let (mut parts, incoming) = request.into_parts();
     let endpoint = Endpoint::of(&parts.method, parts.uri.path());
     let (caller, key) = authenticate(gateway, &state, &parts.uri, &mut parts.headers)?;
+    if !presence.claim(identity(key.as_deref(), &parts.headers, address), state.config.limits.caller_share) {
+        return Err(ProxyError::BeyondShare { limit });
+    }
     let mut exchange = Exchange::open(gateway.clone(), state, endpoint, caller, watch, presence);
     exchange.set_key(key);
     if endpoint.is_routed() {
@@ -127,9 +137,9 @@ fn may_record(gateway: &Gateway, when_unavailable: WhenUnavailable) -> Result<()
     if gateway.ledger.is_available() || when_unavailable == WhenUnavailable::Continue {
         return Ok(());
     }
+    // The ledger's own log line says it to the owner, once.
     let why = gateway.ledger.unavailable_reason().unwrap_or_else(|| "it is closed".to_owned());
-    tracing::error!(why, "a call was refused because the ledger cannot record it: {why}");
-    Err(ProxyError::LedgerUnavailable)
+    Err(ProxyError::LedgerUnavailable { why })
 }
 
 /// A call to one of the endpoints that are understood.
@@ -269,5 +279,36 @@ pub(crate) async fn collect(incoming: Incoming, limits: &Limits) -> Result<Bytes
         Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ProxyError::BodyTooLarge { limit }),
         Ok(Err(_)) => Err(ProxyError::BodyBroken),
         Ok(Ok(collected)) => Ok(collected.to_bytes()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+    use crate::config;
+    use crate::ledger::Ledger;
+
+    const CONFIG: &str = "[backends.openai]\nkind = \"api\"\nbase_url = \"http://127.0.0.1:9/v1\"\n";
+
+    #[tokio::test]
+    async fn a_panic_in_one_call_is_a_500_for_it_alone_and_leaves_nothing_counted() {
+        let config = config::parse(CONFIG, "test", &|_| None).unwrap();
+        let gateway = Gateway::new(Arc::new(config), Clock::system(), Ledger::off()).unwrap();
+        let call = async {
+            let mut presence = gateway.enter(1).unwrap();
+            assert!(presence.claim(crate::gateway::Identity::Key("a"), 0.9));
+            tokio::task::yield_now().await;
+            panic!("words of a client");
+        };
+        let Err(error) = isolated(&gateway, call).await else { panic!("it has no answer") };
+        let response = error.into_response();
+        assert_eq!(response.status(), http::StatusCode::INTERNAL_SERVER_ERROR);
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        assert!(!String::from_utf8_lossy(&body).contains("words of a client"), "{body:?}");
+        assert_eq!(gateway.in_flight(), 0);
+        let answered = isolated(&gateway, async { Ok(Response::new(Body::empty())) }).await;
+        assert!(answered.is_ok(), "the next call is served");
+        assert!(gateway.enter(1).is_some_and(|mut next| next.claim(crate::gateway::Identity::Key("a"), 0.9)));
     }
 }

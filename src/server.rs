@@ -4,10 +4,12 @@
 //! thread. The acceptor hands every connection to the worker with the fewest.
 
 pub mod patience;
+pub mod process;
+pub mod streams;
 pub mod tls;
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
@@ -19,7 +21,7 @@ use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
@@ -28,11 +30,13 @@ use tracing::{debug, warn};
 
 use crate::clock::Stopwatch;
 use crate::config::Limits;
-use crate::gateway::Gateway;
+use crate::gateway::shares::Held;
+use crate::gateway::{Gateway, Identity, Shares};
 use crate::openai::Endpoint;
 use crate::proxy;
 use crate::upstream::client::Clients;
 use patience::{Patient, Phase};
+use streams::{Paced, Streams};
 
 /// Connections on their way to a worker.
 const HANDED_OVER: usize = 1024;
@@ -46,7 +50,9 @@ const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2";
 /// The worker threads.
 #[derive(Debug)]
 pub struct Workers {
-    workers: Vec<Worker>,
+    threads: Vec<Worker>,
+    /// Connections of each address.
+    shares: Arc<Shares>,
     stop: watch::Sender<Stop>,
 }
 
@@ -62,9 +68,18 @@ enum Stop {
 
 #[derive(Debug)]
 struct Worker {
-    sender: mpsc::Sender<std::net::TcpStream>,
+    sender: mpsc::Sender<Accepted>,
     connections: Arc<AtomicUsize>,
     thread: JoinHandle<()>,
+}
+
+/// A connection on its way to its worker.
+#[derive(Debug)]
+struct Accepted {
+    stream: std::net::TcpStream,
+    address: IpAddr,
+    open: Open,
+    _held: Held,
 }
 
 impl Workers {
@@ -76,27 +91,21 @@ impl Workers {
         for number in 0..config.server.workers.max(1) {
             let (sender, receiver) = mpsc::channel(HANDED_OVER);
             let connections = Arc::new(AtomicUsize::new(0));
-            let work = Work {
-                gateway: gateway.clone(),
-                connections: connections.clone(),
-                limits: config.limits.clone(),
-                tls: tls.cloned(),
-                stop: stopped.clone(),
-            };
+            let work = Work { gateway: gateway.clone(), tls: tls.cloned(), stop: stopped.clone() };
             let thread = std::thread::Builder::new()
                 .name(format!("worker-{number}"))
                 .spawn(move || run(work, receiver))
                 .context("cannot start a worker thread")?;
             workers.push(Worker { sender, connections, thread });
         }
-        Ok(Self { workers, stop })
+        Ok(Self { threads: workers, shares: Arc::default(), stop })
     }
 
     /// Accepts connections and hands them out until `stop`.
     pub async fn accept(
         &self,
         listener: TcpListener,
-        max_connections: usize,
+        gateway: Arc<Gateway>,
         mut stop: watch::Receiver<bool>,
     ) {
         loop {
@@ -105,7 +114,7 @@ impl Workers {
                 _ = stop.wait_for(|asked| *asked) => return,
             };
             match accepted {
-                Ok((stream, peer)) => self.hand_over(stream, peer, max_connections),
+                Ok((stream, peer)) => self.hand_over(stream, peer, &gateway.state().config.limits),
                 Err(error) => {
                     warn!(%error, "cannot accept a connection: {error}");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -114,18 +123,23 @@ impl Workers {
         }
     }
 
-    fn hand_over(&self, stream: TcpStream, peer: SocketAddr, max_connections: usize) {
-        let open: usize = self.workers.iter().map(|worker| worker.connections.load(Ordering::Relaxed)).sum();
-        let least = self.workers.iter().min_by_key(|worker| worker.connections.load(Ordering::Relaxed));
-        let Some(worker) = least.filter(|_| open < max_connections) else {
+    fn hand_over(&self, stream: TcpStream, peer: SocketAddr, limits: &Limits) {
+        let open: usize = self.threads.iter().map(|worker| worker.connections.load(Ordering::Relaxed)).sum();
+        let least = self.threads.iter().min_by_key(|worker| worker.connections.load(Ordering::Relaxed));
+        let Some(worker) = least.filter(|_| open < limits.max_connections) else {
             debug!(%peer, open, "a connection was refused: there are {open} already");
+            return;
+        };
+        let free = limits.max_connections - open;
+        let Some(held) = self.shares.enter(Identity::address(peer.ip()), free, limits.caller_share) else {
+            debug!(%peer, open, "a connection was refused: its address has its share of {open} already");
             return;
         };
         let handed = stream.set_nodelay(true).and_then(|()| stream.into_std());
         let Ok(stream) = handed else { return };
-        worker.connections.fetch_add(1, Ordering::Relaxed);
-        if worker.sender.try_send(stream).is_err() {
-            worker.connections.fetch_sub(1, Ordering::Relaxed);
+        let open = Open::count(&worker.connections);
+        let accepted = Accepted { stream, address: peer.ip(), open, _held: held };
+        if worker.sender.try_send(accepted).is_err() {
             warn!(%peer, "a connection was refused: the workers are behind");
         }
     }
@@ -133,7 +147,7 @@ impl Workers {
     /// Lets what is under way finish, for so long at most; then ends it.
     pub async fn drain(&self, patience: Duration, abort: impl Future<Output = ()>) {
         self.stop.send_replace(Stop::Drain);
-        let ends = || self.workers.iter().all(|worker| worker.thread.is_finished());
+        let ends = || self.threads.iter().all(|worker| worker.thread.is_finished());
         let finished = async {
             while !ends() {
                 tokio::time::sleep(DRAIN_LOOK).await;
@@ -158,20 +172,18 @@ const DRAIN_LOOK: Duration = Duration::from_millis(10);
 /// What a worker works with.
 struct Work {
     gateway: Arc<Gateway>,
-    connections: Arc<AtomicUsize>,
-    limits: Limits,
     tls: Option<tls::Acceptor>,
     stop: watch::Receiver<Stop>,
 }
 
-fn run(work: Work, receiver: mpsc::Receiver<std::net::TcpStream>) {
+fn run(work: Work, receiver: mpsc::Receiver<Accepted>) {
     match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime.block_on(serve(Arc::new(work), receiver)),
         Err(error) => tracing::error!(%error, "a worker cannot start its runtime: {error}"),
     }
 }
 
-async fn serve(work: Arc<Work>, mut receiver: mpsc::Receiver<std::net::TcpStream>) {
+async fn serve(work: Arc<Work>, mut receiver: mpsc::Receiver<Accepted>) {
     let clients = Arc::new(Clients::default());
     let mut stop = work.stop.clone();
     let mut connections = JoinSet::new();
@@ -179,8 +191,8 @@ async fn serve(work: Arc<Work>, mut receiver: mpsc::Receiver<std::net::TcpStream
     loop {
         tokio::select! {
             received = receiver.recv() => match received {
-                Some(stream) => {
-                    connections.spawn(connection(work.clone(), clients.clone(), stream));
+                Some(accepted) => {
+                    connections.spawn(connection(work.clone(), clients.clone(), accepted));
                 }
                 None => break,
             },
@@ -192,8 +204,8 @@ async fn serve(work: Arc<Work>, mut receiver: mpsc::Receiver<std::net::TcpStream
         }
     }
     // What was handed over before the end is served as well.
-    while let Ok(stream) = receiver.try_recv() {
-        connections.spawn(connection(work.clone(), clients.clone(), stream));
+    while let Ok(accepted) = receiver.try_recv() {
+        connections.spawn(connection(work.clone(), clients.clone(), accepted));
     }
     tokio::select! {
         () = async { while connections.join_next().await.is_some() {} } => {}
@@ -203,7 +215,15 @@ async fn serve(work: Arc<Work>, mut receiver: mpsc::Receiver<std::net::TcpStream
 }
 
 /// Counts a connection out on drop.
+#[derive(Debug)]
 struct Open(Arc<AtomicUsize>);
+
+impl Open {
+    fn count(connections: &Arc<AtomicUsize>) -> Self {
+        connections.fetch_add(1, Ordering::Relaxed);
+        Self(connections.clone())
+    }
+}
 
 impl Drop for Open {
     fn drop(&mut self) {
@@ -211,9 +231,12 @@ impl Drop for Open {
     }
 }
 
-async fn connection(work: Arc<Work>, clients: Arc<Clients>, stream: std::net::TcpStream) {
-    let _open = Open(work.connections.clone());
+async fn connection(work: Arc<Work>, clients: Arc<Clients>, accepted: Accepted) {
+    let Accepted { stream, address, open: _open, _held } = accepted;
     let Ok(stream) = TcpStream::from_std(stream) else { return };
+    // What is in force now holds for as long as the connection does.
+    let limits = work.gateway.state().config.limits.clone();
+    let talk = Talk { work: &work, clients, limits: &limits, address };
     match &work.tls {
         None => {
             let mut start = [0; HTTP2_PREFACE.len()];
@@ -225,19 +248,19 @@ async fn connection(work: Arc<Work>, clients: Arc<Clients>, stream: std::net::Tc
                 }
             };
             let peeked = tokio::select! {
-                peeked = peek(&stream, &mut start, &work.limits) => peeked,
+                peeked = peek(&stream, &mut start, &limits) => peeked,
                 () = silenced => return,
             };
             let Some(length) = peeked else { return };
             let is_http2 = start[..length] == *HTTP2_PREFACE;
-            talk(&work, clients, stream, is_http2).await;
+            talk.hold(stream, is_http2).await;
         }
         Some(acceptor) => {
-            let handshake = tokio::time::timeout(work.limits.header_timeout, acceptor.accept(stream)).await;
+            let handshake = tokio::time::timeout(limits.header_timeout, acceptor.accept(stream)).await;
             match handshake {
                 Ok(Ok(stream)) => {
                     let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-                    talk(&work, clients, stream, is_http2).await;
+                    talk.hold(stream, is_http2).await;
                 }
                 Ok(Err(error)) => debug!(%error, "a TLS handshake failed: {error}"),
                 Err(_) => debug!("a TLS handshake did not end in time"),
@@ -271,69 +294,119 @@ const PEEK_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PEEK_PAUSE: Duration = Duration::from_millis(500);
 /// Streams that one HTTP/2 connection may have open.
 const MAX_HTTP2_STREAMS: u32 = 256;
+/// Streams that a client has opened and reset before they were looked at; more of them end the connection, which is
+/// how a rapid reset (CVE-2023-44487) ends.
+const MAX_HTTP2_RESETS_WAITING: usize = 20;
+/// Streams that break the rules of HTTP/2, over the life of a connection; more of them end it.
+const MAX_HTTP2_FAULTS: usize = 256;
+/// Bytes of one stream that wait for the socket.
+const HTTP2_SEND_BUFFER: usize = 64 * 1024;
 
-async fn talk<S>(work: &Work, clients: Arc<Clients>, stream: S, is_http2: bool)
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let gateway = work.gateway.clone();
-    let phase = Phase::default();
-    let rest = work.limits.idle_timeout.max(work.limits.header_timeout);
-    // An HTTP/2 connection may be opened ahead of need, but not without ever asking for anything.
-    let head = if is_http2 { rest } else { work.limits.header_timeout };
-    let stream = Patient::new(stream, phase.clone(), head, rest);
-    let service = service_fn(move |request: Request<Incoming>| {
-        let (gateway, clients, phase) = (gateway.clone(), clients.clone(), phase.clone());
-        phase.handed_over();
-        async move {
-            // An upload may go on after its answer has begun, and HTTP/2 carries many calls at a time.
-            let is_whole = request.body().is_end_stream()
-                || Endpoint::of(request.method(), request.uri().path()).is_routed();
-            let answer = proxy::handle(&gateway, &clients, request).await;
-            if is_whole && !is_http2 {
-                phase.answered();
-            }
-            Ok::<_, Infallible>(answer)
+/// One client's connection, and what it is served with.
+struct Talk<'a> {
+    work: &'a Work,
+    clients: Arc<Clients>,
+    limits: &'a Limits,
+    address: IpAddr,
+}
+
+impl Talk<'_> {
+    async fn hold<S>(self, stream: S, is_http2: bool)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let result = if is_http2 { self.http2(stream).await } else { self.http1(stream).await };
+        if let Err(error) = result {
+            debug!(%error, "a connection ended: {error}");
         }
-    });
-    let io = TokioIo::new(stream);
-    let mut stop = work.stop.clone();
-    let drain = async move { stop.wait_for(|stop| *stop != Stop::No).await.map_or((), drop) };
-    let result = if is_http2 {
-        let mut builder = http2::Builder::new(TokioExecutor::new());
-        builder
-            .timer(TokioTimer::new())
-            .max_concurrent_streams(MAX_HTTP2_STREAMS)
-            .max_header_list_size(u32::try_from(work.limits.max_header_bytes).unwrap_or(u32::MAX))
-            .keep_alive_interval(Some(work.limits.idle_timeout));
-        let connection = std::pin::pin!(builder.serve_connection(io, service));
-        until_drained(connection, drain, http2::Connection::graceful_shutdown).await
-    } else {
+    }
+
+    /// The longest time that a client may leave a connection without a request, or an answer unread.
+    fn rest(&self) -> Duration {
+        self.limits.idle_timeout.max(self.limits.header_timeout)
+    }
+
+    async fn drain(&self) {
+        let mut stop = self.work.stop.clone();
+        // An error means that nobody is left who could ask for more: that is the end, too.
+        drop(stop.wait_for(|stop| *stop != Stop::No).await);
+    }
+
+    async fn http1<S>(&self, stream: S) -> hyper::Result<()>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let phase = Phase::default();
+        let stream = Patient::new(stream, phase.clone(), self.limits.header_timeout, self.rest());
+        let (gateway, clients, address) = (self.work.gateway.clone(), self.clients.clone(), self.address);
+        let service = service_fn(move |request: Request<Incoming>| {
+            let (gateway, clients, phase) = (gateway.clone(), clients.clone(), phase.clone());
+            phase.handed_over();
+            async move {
+                // An upload may go on after its answer has begun.
+                let is_whole = request.body().is_end_stream()
+                    || Endpoint::of(request.method(), request.uri().path()).is_routed();
+                let answer = proxy::handle(&gateway, &clients, request, address).await;
+                if is_whole {
+                    phase.answered();
+                }
+                Ok::<_, Infallible>(answer)
+            }
+        });
         let mut builder = http1::Builder::new();
         builder
             .timer(TokioTimer::new())
-            .header_read_timeout(rest)
-            .max_buf_size(work.limits.max_header_bytes.max(8192));
-        let connection = std::pin::pin!(builder.serve_connection(io, service).with_upgrades());
-        until_drained(connection, drain, http1::UpgradeableConnection::graceful_shutdown).await
-    };
-    if let Err(error) = result {
-        debug!(%error, "a connection ended: {error}");
+            .header_read_timeout(self.rest())
+            .max_buf_size(self.limits.max_header_bytes.max(8192));
+        let mut connection =
+            std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service).with_upgrades());
+        tokio::select! {
+            result = &mut connection => return result,
+            () = self.drain() => connection.as_mut().graceful_shutdown(),
+        }
+        connection.await
     }
-}
 
-/// Drives a connection; once `drain` is done, until what is under way has finished.
-async fn until_drained<C>(
-    mut connection: std::pin::Pin<&mut C>,
-    drain: impl Future<Output = ()>,
-    shut_down: impl Fn(std::pin::Pin<&mut C>),
-) -> hyper::Result<()>
-where
-    C: Future<Output = hyper::Result<()>>,
-{
-    tokio::select! {
-        result = &mut connection => return result,
-        () = drain => shut_down(connection.as_mut()),
+    async fn http2<S>(&self, stream: S) -> hyper::Result<()>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let phase = Phase::default();
+        let rest = self.rest();
+        // A connection may be opened ahead of need, but not without ever asking for anything.
+        let stream = Patient::new(stream, phase.clone(), rest, rest);
+        let (gateway, clients, address) = (self.work.gateway.clone(), self.clients.clone(), self.address);
+        let service = service_fn(move |request: Request<Incoming>| {
+            let (gateway, clients) = (gateway.clone(), clients.clone());
+            phase.handed_over();
+            async move {
+                let answer = proxy::handle(&gateway, &clients, request, address).await;
+                Ok::<_, Infallible>(answer.map(Paced::new))
+            }
+        });
+        let streams = Streams::new(rest);
+        let mut builder = http2::Builder::new(streams.clone());
+        builder
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(MAX_HTTP2_STREAMS)
+            .max_pending_accept_reset_streams(MAX_HTTP2_RESETS_WAITING)
+            .max_local_error_reset_streams(MAX_HTTP2_FAULTS)
+            .max_send_buf_size(HTTP2_SEND_BUFFER)
+            .max_header_list_size(u32::try_from(self.limits.max_header_bytes).unwrap_or(u32::MAX))
+            .keep_alive_interval(self.limits.idle_timeout)
+            // A ping waits behind what a slow client has not read yet.
+            .keep_alive_timeout(rest);
+        let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
+        let is_drained = tokio::select! {
+            result = &mut connection => return result,
+            () = self.drain() => true,
+            () = streams.idle(rest) => false,
+        };
+        connection.as_mut().graceful_shutdown();
+        if is_drained {
+            return connection.await;
+        }
+        // Nothing is under way: what is left in buffers has so long to be taken.
+        tokio::time::timeout(rest, connection).await.unwrap_or(Ok(()))
     }
-    connection.await
 }

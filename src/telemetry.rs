@@ -16,6 +16,9 @@ pub fn install(settings: &LogSettings) {
         .with_env_filter(filter)
         .with_span_events(FmtSpan::NONE)
         .with_ansi(std::io::stderr().is_terminal())
+        // They would go to stderr as well, where `eprintln!` panics when it cannot write: a log on a full disk, or
+        // whose reader is gone, would end the process.
+        .log_internal_errors(false)
         .with_writer(std::io::stderr);
     let installed = match settings.format {
         LogFormat::Text => builder.with_target(false).try_init(),

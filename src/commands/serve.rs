@@ -23,7 +23,7 @@ use crate::gateway::{Gateway, books, keeper};
 use crate::ledger::{Ledger, RentEntry};
 use crate::metrics::SpendKind;
 use crate::planner::Planner;
-use crate::server::{Workers, tls};
+use crate::server::{Workers, process, tls};
 use crate::telemetry;
 use crate::upstream::Backend;
 
@@ -68,8 +68,11 @@ pub fn run(arguments: &ServeArgs) -> anyhow::Result<ExitCode> {
     };
     telemetry::install(&config.log);
     telemetry::install_panic_hook();
+    process::forbid_core_dumps();
+    process::allow_open_files(&config.limits);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
+        let _file_size_limit = process::survive_file_size_limit()?;
         let proxy = Proxy::start(config, Clock::system()).await?;
         proxy.serve(watcher).await
     })?;
@@ -136,9 +139,8 @@ impl Proxy {
         tasks.spawn(books::run(gateway.clone(), planner_stopped.clone()));
         tasks.spawn(keeper::run(gateway.clone(), planner_stopped.clone()));
         let planner = tokio::spawn(Planner::new(gateway.clone()).run(planner_stopped));
-        let accepting = workers.clone();
-        let max_connections = config.limits.max_connections;
-        tasks.spawn(async move { accepting.accept(listener, max_connections, stopped).await });
+        let (accepting, limiting) = (workers.clone(), gateway.clone());
+        tasks.spawn(async move { accepting.accept(listener, limiting, stopped).await });
         let admin = Admin::new(gateway.clone(), reload_sender);
         admin.serve(admin_listener, &mut tasks);
         info!(%address, admin = %admin_address, "listening on http://{address}/v1, admin on http://{admin_address}");
@@ -240,11 +242,17 @@ impl Proxy {
             for key in gateway.state().config.restart_needed(&config) {
                 warn!(key, "`{key}` has changed and needs a restart");
             }
-            gateway.reconfigure(Arc::new(config)).map_err(|error| error.to_string())
-        });
-        let applied = applied.and_then(|()| match &self.tls {
-            Some(tls) => tls.reload().map_err(|error| format!("{error:#}")),
-            None => Ok(()),
+            let renewed = match (&self.tls, &config.server.tls) {
+                (Some(tls), Some(settings)) => {
+                    Some((tls, tls::load(settings).map_err(|error| format!("{error:#}"))?))
+                }
+                _ => None,
+            };
+            gateway.reconfigure(Arc::new(config)).map_err(|error| error.to_string())?;
+            if let Some((tls, loaded)) = renewed {
+                tls.renew(loaded);
+            }
+            Ok(())
         });
         match &applied {
             Ok(()) => {

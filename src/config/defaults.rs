@@ -18,6 +18,10 @@ pub const ADMIN_LISTEN: &str = "127.0.0.1:4001";
 pub const MAX_CONNECTIONS: u64 = 16_384;
 /// Thousands of slow streams on one proxy are normal; each costs some tens of KiB.
 pub const MAX_IN_FLIGHT: u64 = 8192;
+/// A flood leaves a tenth to whoever comes next; a caller that is alone hardly misses it.
+pub const CALLER_SHARE: f64 = 0.9;
+/// Below it, most places would always be empty.
+pub const SMALLEST_CALLER_SHARE: f64 = 0.1;
 /// A dozen photographs in base64; gateways that stop at 32 KiB or 1 MiB break vision calls.
 pub const MAX_BODY_BYTES: u64 = 32 << 20;
 /// Above what proxies in front of us let through (8 to 32 KiB).

@@ -72,6 +72,8 @@ tables! {
         max_connections: At<Count>,
         /// Calls under way at once; more are answered 503 with `Retry-After`. Default: 8192.
         max_in_flight: At<Count>,
+        /// Share of both that one caller may hold while it is alone; several that flood get equal parts. Default: 0.9.
+        caller_share: At<Number>,
         /// Largest request body; larger ones are answered 413. Default: `32MiB`.
         max_body_bytes: At<Size>,
         /// Largest request head. Default: `64KiB`.

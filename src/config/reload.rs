@@ -83,7 +83,6 @@ impl Config {
             ("server.workers", self.server.workers != new.server.workers),
             ("ledger.path", self.ledger.path != new.ledger.path),
             ("ledger.fsync", self.ledger.fsync != new.ledger.fsync),
-            ("limits.max_connections", self.limits.max_connections != new.limits.max_connections),
             ("metrics.max_series", self.metrics.max_series != new.metrics.max_series),
             ("log.format", self.log.format != new.log.format),
         ];

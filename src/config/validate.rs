@@ -197,6 +197,12 @@ impl Checker<'_> {
                 1..=most,
                 "write how many calls may be under way",
             ),
+            caller_share: self.share(
+                raw.caller_share.as_ref(),
+                defaults::CALLER_SHARE,
+                defaults::SMALLEST_CALLER_SHARE..=1.0,
+                "write the share of one caller that is alone, as 0.9; 1 for no fairness",
+            ),
             max_body_bytes: self.size(
                 as_count(raw.max_body_bytes.as_ref()).as_ref(),
                 defaults::MAX_BODY_BYTES,

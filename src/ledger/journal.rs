@@ -255,7 +255,7 @@ impl Journal {
         if let Some(failure) = failure.filter(|_| trouble.write.is_none()) {
             let directory = self.directory.display();
             error!(%failure, "cannot write the journal `{directory}`: free or repair its disk, rows wait in memory");
-            trouble.write = Some(format!("cannot write the journal `{directory}`: {failure}"));
+            trouble.write = Some(format!("cannot write the ledger's journal: {failure}"));
         }
         self.available.store(false, Ordering::SeqCst);
         if trouble.backlog.len() < BACKLOG_ROWS {
@@ -308,7 +308,7 @@ impl Journal {
         trouble.sync = failure.map(|failure| {
             let directory = self.directory.display();
             error!(%failure, "cannot sync the journal `{directory}`: rows survive a crash, not a power cut");
-            format!("cannot sync the journal `{directory}`: {failure}")
+            format!("cannot sync the ledger's journal: {failure}")
         });
         self.available.store(trouble.is_over(), Ordering::SeqCst);
     }

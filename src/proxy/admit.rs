@@ -1,5 +1,6 @@
 //! Letting a call in: its virtual key, what the key may use, rate limits and budgets.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
@@ -9,7 +10,7 @@ use super::error::ProxyError;
 use super::exchange::{Caller, Exchange};
 use crate::config::AuthMode;
 use crate::economics::{NanoUsd, Usage};
-use crate::gateway::{Gateway, Offer, Route, State};
+use crate::gateway::{Gateway, Identity, Offer, Route, State};
 use crate::keys::Key;
 use crate::keys::Unknown;
 use crate::keys::admission::{Bounds, Limits, NotAdmitted};
@@ -53,6 +54,16 @@ pub fn authenticate(
         caller.team.clone_from(&key.record.team);
     }
     Ok((caller, Some(key)))
+}
+
+/// Who a call is counted as, while places are scarce: its virtual key, or the credential that the API will
+/// check, or else its address.
+pub fn identity<'a>(key: Option<&'a Key>, headers: &'a HeaderMap, address: IpAddr) -> Identity<'a> {
+    match (key, secret_of(headers)) {
+        (Some(key), _) => Identity::Key(&key.record.id),
+        (None, Some(secret)) => Identity::Credential(secret),
+        (None, None) => Identity::address(address),
+    }
 }
 
 /// The secret where the SDKs of OpenAI, Azure and Anthropic put it.

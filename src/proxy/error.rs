@@ -36,10 +36,14 @@ pub enum ProxyError {
     UpstreamTimeout { backend: String },
     #[error("the proxy is at its limit of {limit} calls in flight")]
     Overloaded { limit: usize },
+    #[error(
+        "this caller has its share of the proxy's {limit} places for calls; try again when some of its calls have ended"
+    )]
+    BeyondShare { limit: usize },
     #[error("the proxy is shutting down")]
     Draining,
-    #[error("the proxy cannot record calls now, so it refuses them; its log says why")]
-    LedgerUnavailable,
+    #[error("the proxy refuses calls while it cannot record them: {why}")]
+    LedgerUnavailable { why: String },
     #[error("no backend offers the model `{model}`")]
     UnknownModel { model: String },
     #[error("{}", unknown_key(*.0))]
@@ -87,8 +91,9 @@ impl ProxyError {
             Self::Upstream { .. } => (StatusCode::BAD_GATEWAY, "server_error", "upstream"),
             Self::UpstreamTimeout { .. } => (StatusCode::GATEWAY_TIMEOUT, "server_error", "upstream_timeout"),
             Self::Overloaded { .. } => (StatusCode::SERVICE_UNAVAILABLE, "server_error", "overloaded"),
+            Self::BeyondShare { .. } => (StatusCode::TOO_MANY_REQUESTS, "requests", "rate_limit_exceeded"),
             Self::Draining => (StatusCode::SERVICE_UNAVAILABLE, "server_error", "draining"),
-            Self::LedgerUnavailable => {
+            Self::LedgerUnavailable { .. } => {
                 (StatusCode::SERVICE_UNAVAILABLE, "server_error", "ledger_unavailable")
             }
             Self::InvalidKey(_) => (StatusCode::UNAUTHORIZED, "invalid_request_error", "invalid_api_key"),
@@ -119,6 +124,7 @@ impl ProxyError {
             Self::ModelNotAllowed { .. } => "not_allowed",
             Self::RateLimited { .. } => "rate_limit",
             Self::BudgetSpent { .. } => "budget",
+            Self::BeyondShare { .. } => "share",
             _ => self.shape().code,
         }
     }
@@ -131,8 +137,8 @@ impl ProxyError {
     fn retry_after_seconds(&self) -> Option<u64> {
         match self {
             Self::Unavailable { retry_after_seconds, .. } => Some(*retry_after_seconds),
-            Self::Overloaded { .. } | Self::Draining => Some(1),
-            Self::LedgerUnavailable => Some(5),
+            Self::Overloaded { .. } | Self::BeyondShare { .. } | Self::Draining => Some(1),
+            Self::LedgerUnavailable { .. } => Some(5),
             Self::RateLimited { wait, .. } => {
                 Some(wait.as_millis().div_ceil(1000).max(1).try_into().unwrap_or(u64::MAX))
             }

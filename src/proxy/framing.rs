@@ -13,6 +13,10 @@ pub fn refusal<B>(request: &Request<B>) -> Option<ApiError> {
     if !request.uri().path().starts_with('/') {
         return refused(StatusCode::BAD_REQUEST, "the request's target has no path");
     }
+    // RFC 9113, 8.3.1. What stands before the `@` looks like a host to whoever reads carelessly.
+    if request.uri().authority().is_some_and(|authority| authority.as_str().contains('@')) {
+        return refused(StatusCode::BAD_REQUEST, "the request's target names a user");
+    }
     if request.version() >= Version::HTTP_2 {
         return None;
     }

@@ -17,26 +17,33 @@ use crate::config::Tls;
 /// Accepts TLS connections with the certificate in force.
 #[derive(Clone)]
 pub struct Acceptor {
-    settings: Tls,
     current: Arc<ArcSwap<ServerConfig>>,
 }
 
 impl std::fmt::Debug for Acceptor {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        out.debug_struct("Acceptor").field("settings", &self.settings).finish_non_exhaustive()
+        out.debug_struct("Acceptor").finish_non_exhaustive()
+    }
+}
+
+/// A certificate with its key, read and found to belong together.
+pub struct Loaded(ServerConfig);
+
+impl std::fmt::Debug for Loaded {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Loaded").finish_non_exhaustive()
     }
 }
 
 impl Acceptor {
     pub fn new(settings: &Tls) -> anyhow::Result<Self> {
-        let current = Arc::new(ArcSwap::from_pointee(load(settings)?));
-        Ok(Self { settings: settings.clone(), current })
+        let Loaded(current) = load(settings)?;
+        Ok(Self { current: Arc::new(ArcSwap::from_pointee(current)) })
     }
 
-    /// Reads the files again. A certificate that cannot be used leaves the one before in force.
-    pub fn reload(&self) -> anyhow::Result<()> {
-        self.current.store(Arc::new(load(&self.settings)?));
-        Ok(())
+    /// Puts a certificate in force for the connections that come.
+    pub fn renew(&self, loaded: Loaded) {
+        self.current.store(Arc::new(loaded.0));
     }
 
     pub async fn accept(&self, stream: TcpStream) -> std::io::Result<TlsStream<TcpStream>> {
@@ -44,7 +51,8 @@ impl Acceptor {
     }
 }
 
-fn load(settings: &Tls) -> anyhow::Result<ServerConfig> {
+/// Reads the files.
+pub fn load(settings: &Tls) -> anyhow::Result<Loaded> {
     let read = |path: &Path| std::fs::read(path).with_context(|| format!("cannot read `{}`", path.display()));
     let certificates = CertificateDer::pem_slice_iter(&read(&settings.certificate)?)
         .collect::<Result<Vec<_>, _>>()
@@ -58,5 +66,5 @@ fn load(settings: &Tls) -> anyhow::Result<ServerConfig> {
         .with_single_cert(certificates, key)
         .context("the certificate and the private key do not belong together")?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(config)
+    Ok(Loaded(config))
 }

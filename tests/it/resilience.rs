@@ -2,13 +2,19 @@
 
 mod canary;
 mod chaos;
+mod disk;
 mod drain;
+mod fairness;
+mod http2;
 mod kill;
 mod overload;
 mod smuggling;
+mod soak;
 mod steering;
+mod tls;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -16,6 +22,9 @@ use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
 use crate::support::Http;
+
+/// Below the folder of a process.
+const LEDGER: &str = "ledger/breakeven.db";
 
 /// Free ports of the loopback, for a process that must be told its own.
 fn free_address() -> SocketAddr {
@@ -33,12 +42,17 @@ struct Served {
 impl Served {
     /// Starts with a configuration without `[server]`'s addresses and `[ledger]`; `server` is more of `[server]`.
     async fn start(server: &str, config: &str, environment: &[(&str, &str)]) -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        Self::start_in(tempfile::tempdir().unwrap(), server, config, environment).await
+    }
+
+    /// The same in a folder that may hold a ledger, or a disk of its own, in `ledger/`.
+    async fn start_in(folder: TempDir, server: &str, config: &str, environment: &[(&str, &str)]) -> Self {
         let (address, admin) = (free_address(), free_address());
+        std::fs::create_dir_all(folder.path().join("ledger")).unwrap();
         let text = format!(
             "[server]\nlisten = \"{address}\"\nadmin_listen = \"{admin}\"\nworkers = 2\n{server}\n\
              [ledger]\npath = \"{}\"\n{config}",
-            folder.path().join("breakeven.db").display()
+            folder.path().join(LEDGER).display()
         );
         std::fs::write(folder.path().join("breakeven.toml"), text).unwrap();
         let child = Self::spawn(&folder, environment);
@@ -50,7 +64,9 @@ impl Served {
     fn spawn(folder: &TempDir, environment: &[(&str, &str)]) -> Child {
         let log =
             std::fs::OpenOptions::new().append(true).create(true).open(folder.path().join("log")).unwrap();
-        Command::new(env!("CARGO_BIN_EXE_breakeven"))
+        // For figures, the program as it is released.
+        let program = std::env::var("BREAKEVEN_TEST_PROGRAM");
+        Command::new(program.as_deref().unwrap_or(env!("CARGO_BIN_EXE_breakeven")))
             .args(["serve", "--config"])
             .arg(folder.path().join("breakeven.toml"))
             .envs(environment.iter().copied())
@@ -89,12 +105,33 @@ impl Served {
         format!("http://{}", self.admin)
     }
 
+    /// Where its ledger is.
+    fn ledger(&self) -> PathBuf {
+        self.folder.path().join(LEDGER)
+    }
+
+    fn process(&self) -> u32 {
+        self.child.id().expect("it runs")
+    }
+
+    /// Waits until its log says so.
+    async fn says(&self, words: &str) {
+        let mut look = tokio::time::interval(Duration::from_millis(10));
+        let said = async {
+            while !self.log().contains(words) {
+                look.tick().await;
+            }
+        };
+        let said = tokio::time::timeout(Duration::from_secs(20), said).await;
+        said.unwrap_or_else(|_| panic!("it does not say `{words}`: {}", self.log()));
+    }
+
     fn log(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("log")).unwrap()
     }
 
     fn signal(&self, name: &str) {
-        let id = self.child.id().expect("it runs").to_string();
+        let id = self.process().to_string();
         assert!(std::process::Command::new("kill").args([name, &id]).status().unwrap().success());
     }
 }
@@ -105,6 +142,13 @@ async fn metric(admin_url: &str, name: &str) -> u64 {
     let line =
         reply.text().lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')).map(str::to_owned);
     line.unwrap_or_else(|| panic!("{name} is not in\n{}", reply.text())).parse().unwrap()
+}
+
+/// Resident memory of the proxy, in KiB.
+fn resident(served: &Served) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", served.process())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
 /// A number from the environment, for runs that are larger than a test's.

@@ -14,12 +14,12 @@ fn the_manual_names_the_keys_that_need_a_restart() {
     let old = good(SMALL);
     let mut new = good(&format!(
         "[server]\nlisten = \"127.0.0.1:5000\"\nadmin_listen = \"127.0.0.1:5001\"\nworkers = 1000\n\
-         [ledger]\npath = \"other.db\"\nfsync = \"always\"\n[limits]\nmax_connections = 10\n\
+         [ledger]\npath = \"other.db\"\nfsync = \"always\"\n\
          [metrics]\nmax_series = 100\n[log]\nformat = \"json\"\n{SMALL}"
     ));
     new.server.tls = Some(Tls { certificate: "c".into(), private_key: "k".into() });
     let needed = old.restart_needed(&new);
-    assert_eq!(needed.len(), 9, "{needed:?}");
+    assert_eq!(needed.len(), 8, "{needed:?}");
     for key in needed {
         assert!(MANUAL.contains(&format!("`{key}`")), "{key}");
     }

@@ -83,7 +83,7 @@ async fn nothing_leaks(format: &str) {
     let config = format!(
         r#"
         [log]
-        filter = "breakeven=trace"
+        filter = "trace"
         format = "{format}"
         [backends.openai]
         kind = "api"
@@ -124,6 +124,9 @@ async fn nothing_leaks(format: &str) {
         let without = admin.get(path).await;
         found.push((format!("{path} without a token"), without.body.to_vec()));
     }
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", served.process())).unwrap();
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    assert_eq!(core.split_whitespace().nth(4), Some("0"), "a crash leaves no memory behind: {core}");
     served.signal("-TERM");
     assert!(
         tokio::time::timeout(Duration::from_secs(30), served.child.wait()).await.unwrap().unwrap().success()
@@ -145,6 +148,35 @@ async fn nothing_leaks(format: &str) {
         "a key went to the other backend"
     );
     assert!(api.calls().iter().all(|call| call.header("authorization") == format!("Bearer {OWN_KEY}")));
+}
+
+/// What a debugger, a careless log line or a crash report would print of the whole state, with a call under way.
+#[tokio::test]
+async fn the_printed_state_holds_neither_secrets_nor_prompts() {
+    let settings = Settings { api_key: Some(OWN_KEY.into()), ..Settings::default() };
+    let api = FakeBackend::start(Personality::OpenAi, settings).await.unwrap();
+    let secrets = tempfile::tempdir().unwrap();
+    let file = secrets.path().join("key");
+    std::fs::write(&file, OWN_KEY).unwrap();
+    let config = format!(
+        "[backends.openai]\nkind = \"api\"\nbase_url = \"{}\"\napi_key = {{ file = \"{}\" }}\n\
+         headers = {{ X-Api-Key = {{ file = \"{1}\" }} }}\n\
+         [routes.chat]\nmodels = [\"{MODEL}\"]\npolicy = \"api\"\noffers = [{{ backend = \"openai\" }}]\n",
+        api.url(),
+        file.display()
+    );
+    let proxy = crate::support::proxy::Proxy::start(&config).await;
+    api.set(|settings| settings.time_per_output_token = Duration::from_mins(1));
+    let http = Http::new(&proxy.url());
+    let mut events = crate::support::Events::of(
+        http.open("/chat/completions", &with(with_prompt(MODEL), json!({"stream": true}))).await,
+    );
+    events.next().await.unwrap();
+    let printed = format!("{:?} {:?}", proxy.running, proxy.running.gateway.state());
+    assert!(printed.len() > 2000 && printed.contains("openai"));
+    for canary in [OWN_KEY, PROMPT] {
+        assert!(!printed.contains(canary), "{canary} is in {printed}");
+    }
 }
 
 #[tokio::test]

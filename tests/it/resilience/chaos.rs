@@ -16,9 +16,9 @@ use crate::support::{Events, Http, chat, data, read, with};
 const MODEL: &str = "gpt-4o-mini";
 const CLIENTS: usize = 32;
 /// Shares of a hundred requests: 5 errors, 5 refusals, 2 resets before and 2 within the answer, 1 stall.
-const SHARE: f64 = 0.15;
+pub(super) const SHARE: f64 = 0.15;
 
-fn faults() -> Vec<Fault> {
+pub(super) fn faults() -> Vec<Fault> {
     let (before, within) = (Fault::ResetBeforeHeaders, Fault::ResetAfter(3));
     let limited = Fault::RateLimited { retry_after: Duration::ZERO };
     let mut faults = vec![Fault::Status(500); 5];

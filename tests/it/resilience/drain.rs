@@ -80,8 +80,7 @@ async fn a_second_signal_ends_what_the_first_one_waits_for() {
     served.signal("-TERM");
     let ended = tokio::time::timeout(LONG, served.child.wait()).await.expect("it ends").unwrap();
     assert!(ended.success(), "{}", served.log());
-    let rows =
-        breakeven::ledger::query::recent(&served.folder.path().join("breakeven.db"), usize::MAX).unwrap();
+    let rows = breakeven::ledger::query::recent(&served.ledger(), usize::MAX).unwrap();
     assert_eq!(rows.len(), 1, "what was cut off is booked");
 }
 
@@ -90,6 +89,17 @@ fn put(path: &std::path::Path, text: &str) {
     let new = path.with_extension("new");
     std::fs::write(&new, text).unwrap();
     std::fs::rename(new, path).unwrap();
+}
+
+/// Waits until so many reloads have taken place.
+async fn reloaded(served: &Served, times: usize) {
+    let mut look = tokio::time::interval(Duration::from_millis(20));
+    let noticed = async {
+        while served.log().matches("the configuration was reloaded").count() < times {
+            look.tick().await;
+        }
+    };
+    tokio::time::timeout(LONG, noticed).await.unwrap_or_else(|_| panic!("{}", served.log()));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -127,13 +137,26 @@ async fn reloads_by_file_signal_and_api_drop_no_call() {
     }
     // Once more by the file alone, which is looked at every two seconds.
     put(&path, &original);
-    let mut look = tokio::time::interval(Duration::from_millis(20));
-    let noticed = async {
-        while served.log().matches("the configuration was reloaded").count() < 7 {
-            look.tick().await;
+    reloaded(&served, 7).await;
+    // And as the kubelet swaps a ConfigMap: the file is a link through `..data`, which is replaced by a rename.
+    let folder = served.folder.path();
+    for (version, total) in [("..1", "33m"), ("..2", "44m")] {
+        std::fs::create_dir(folder.join(version)).unwrap();
+        let timeouts = format!("timeouts = {{ total = \"{total}\" }}\n[routes.chat]");
+        std::fs::write(
+            folder.join(version).join("breakeven.toml"),
+            original.replace("[routes.chat]", &timeouts),
+        )
+        .unwrap();
+        std::os::unix::fs::symlink(version, folder.join("..new")).unwrap();
+        std::fs::rename(folder.join("..new"), folder.join("..data")).unwrap();
+        if version == "..1" {
+            std::os::unix::fs::symlink("..data/breakeven.toml", folder.join("link")).unwrap();
+            std::fs::rename(folder.join("link"), &path).unwrap();
+            reloaded(&served, 8).await;
         }
-    };
-    tokio::time::timeout(LONG, noticed).await.unwrap_or_else(|_| panic!("{}", served.log()));
+    }
+    reloaded(&served, 9).await;
     stop.send_replace(true);
     let mut calls = 0;
     while let Some(client) = clients.join_next().await {

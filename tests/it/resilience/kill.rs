@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
+use breakeven::clock::Stopwatch;
 use breakeven::demo::{FakeBackend, Personality, Settings};
 use breakeven::ledger::query;
 use serde_json::json;
@@ -10,10 +11,13 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::{Served, scale};
+use crate::ledger;
 use crate::support::{Events, Http, chat, with};
 
 const MODEL: &str = "gpt-4o-mini";
 const CLIENTS: usize = 16;
+/// A shared machine has pauses of its own.
+const ROOM: Duration = Duration::from_secs(2);
 
 /// Calls until the proxy is gone; tells the id of each whose end was seen.
 async fn call_on(url: String, streams: bool, ended: mpsc::UnboundedSender<String>) {
@@ -38,6 +42,26 @@ async fn call_on(url: String, streams: bool, ended: mpsc::UnboundedSender<String
             return;
         }
     }
+}
+
+#[tokio::test]
+async fn a_large_ledger_does_not_hold_up_the_start() {
+    let rows = scale("BREAKEVEN_LEDGER_ROWS", 20_000) as u64;
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("ledger")).unwrap();
+    let ledger = ledger::open(&folder.path().join(super::LEDGER));
+    for id in 0..rows {
+        let _batch = ledger.append(&ledger::api_call(id, id % 86_400));
+    }
+    assert!(ledger.close().await);
+    let config = "[backends.openai]\nkind = \"api\"\nbase_url = \"http://127.0.0.1:9/v1\"\n";
+    let mut served = Served::start_in(folder, "", config, &[]).await;
+    served.child.kill().await.unwrap();
+    let watch = Stopwatch::start();
+    served.restart().await;
+    let took = watch.elapsed();
+    eprintln!("ready {took:?} after the start, with {rows} rows");
+    assert!(took < Duration::from_secs(1) + ROOM, "{took:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -73,7 +97,7 @@ async fn a_killed_proxy_has_a_row_of_every_call_whose_end_was_seen_and_none_twic
     }
     served.signal("-TERM");
     served.child.wait().await.unwrap();
-    let rows = query::recent(&served.folder.path().join("breakeven.db"), usize::MAX).unwrap();
+    let rows = query::recent(&served.ledger(), usize::MAX).unwrap();
     let ids: HashSet<String> = rows.iter().map(|row| row.id.hyphenated().to_string()).collect();
     assert_eq!(ids.len(), rows.len(), "no row is there twice");
     let lost: Vec<_> = seen.iter().filter(|id| !ids.contains(*id)).collect();

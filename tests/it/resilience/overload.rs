@@ -10,7 +10,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::{Served, metric, scale};
+use super::{Served, metric, resident, scale};
 use crate::support::proxy::Proxy;
 use crate::support::{Events, Http, chat, with};
 
@@ -124,6 +124,83 @@ async fn a_client_that_stops_reading_is_given_up_and_its_call_is_booked() {
     drop(stream);
 }
 
+#[tokio::test]
+async fn a_client_that_closes_its_half_is_taken_for_one_that_has_gone() {
+    let settings = Settings { time_per_output_token: Duration::from_mins(1), ..Settings::default() };
+    let api = FakeBackend::start(Personality::OpenAi, settings).await.unwrap();
+    let proxy = proxy_before(&api, "").await;
+    for stream in [true, false] {
+        let body = with(chat(MODEL), json!({"stream": stream})).to_string();
+        let mut socket = TcpStream::connect(proxy.address()).await.unwrap();
+        let head = format!(
+            "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        );
+        let seen = api.calls().len();
+        socket.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
+        assert!(api.until(|api| api.calls().len() > seen).await);
+        // As model servers do: without it, nobody would notice a client that crashed.
+        socket.shutdown().await.unwrap();
+        let aborted = 1 + u64::from(!stream);
+        assert!(
+            api.until(|api| api.totals().aborted == aborted).await,
+            "the call upstream ends, stream: {stream}"
+        );
+    }
+    let entries = proxy.entries().await;
+    assert!(
+        entries.iter().all(|entry| entry.outcome == breakeven::ledger::Outcome::Cancelled),
+        "{entries:?}"
+    );
+}
+
+#[tokio::test]
+async fn heads_and_bodies_that_trickle_and_rests_that_last_are_closed_in_time() {
+    let api = FakeBackend::start(Personality::OpenAi, Settings::default()).await.unwrap();
+    let limits = "[limits]\nheader_timeout = \"300ms\"\nbody_timeout = \"400ms\"\nidle_timeout = \"500ms\"";
+    let proxy = proxy_before(&api, limits).await;
+    let start = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 5000\r\n";
+    let whole = "GET /v1/models HTTP/1.1\r\nhost: x\r\n\r\n".to_owned();
+    // What comes at once, and what then comes letter by letter.
+    let cases = [
+        ("a head", start.to_owned(), "x-slow: "),
+        ("a body", format!("{start}\r\n"), "{\"model\":\""),
+        (
+            "a chunked body",
+            "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n".to_owned(),
+            "5;ext=",
+        ),
+        ("a second head", format!("{whole}{start}"), "x-slow: "),
+        ("line ends before a head", String::new(), "\r\n"),
+        ("a rest", whole.clone(), ""),
+    ];
+    for (name, at_once, trickle) in cases {
+        let mut stream = TcpStream::connect(proxy.address()).await.unwrap();
+        stream.write_all(at_once.as_bytes()).await.unwrap();
+        let (mut reading, mut writing) = stream.split();
+        let drip = async {
+            let mut pause = tokio::time::interval(Duration::from_millis(50));
+            for letter in trickle.bytes().chain(std::iter::repeat(b'a')) {
+                pause.tick().await;
+                if !trickle.is_empty() && writing.write_all(&[letter]).await.is_err() {
+                    break;
+                }
+            }
+            std::future::pending::<()>().await;
+        };
+        let mut answer = Vec::new();
+        let watch = Stopwatch::start();
+        tokio::select! {
+            // An answer and then a reset is an end as well.
+            _ = reading.read_to_end(&mut answer) => {}
+            () = drip => {}
+            () = tokio::time::sleep(Duration::from_secs(10)) => panic!("{name}: it is left open"),
+        }
+        assert!(watch.elapsed() >= Duration::from_millis(200), "{name}: closed after {:?}", watch.elapsed());
+    }
+    assert!(api.calls().is_empty());
+}
+
 /// The median of so many calls, one after the other, and the slowest one in a hundred.
 async fn times(http: &Http, calls: usize) -> (Duration, Duration) {
     let mut times = Vec::with_capacity(calls);
@@ -134,14 +211,6 @@ async fn times(http: &Http, calls: usize) -> (Duration, Duration) {
     }
     times.sort_unstable();
     (times[calls / 2], times[calls * 99 / 100])
-}
-
-/// Resident memory of the proxy, in KiB.
-fn resident(served: &Served) -> usize {
-    let id = served.child.id().expect("it runs");
-    let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -7,7 +7,11 @@ use breakeven::demo::{FakeBackend, Fault, Personality, Settings};
 use breakeven::ledger::Outcome;
 use http::StatusCode;
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
 use tokio::task::JoinSet;
+
+use super::scale;
 
 use crate::support::proxy::Proxy;
 use crate::support::{Events, Http, chat, data, with};
@@ -128,6 +132,112 @@ async fn a_server_that_stops_in_mid_stream_with_its_connection_open_ends_in_an_e
         assert!(!events.iter().any(|event| event.contains("[DONE]")), "{events:?}");
     }
     assert!(two.proxy.entries().await.iter().all(|entry| entry.outcome == Outcome::Timeout));
+}
+
+/// An API that answers everything, and says each time that its allowance is used up.
+async fn exhausted_api() -> std::net::SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let body = json!({
+        "id": "a", "object": "chat.completion", "created": 1, "model": API_MODEL,
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": "yes"}, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 5, "completion_tokens": 1, "total_tokens": 6}
+    })
+    .to_string();
+    let answer = format!(
+        "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\
+         x-ratelimit-limit-requests: 100\r\nx-ratelimit-remaining-requests: 0\r\n\
+         x-ratelimit-reset-requests: 10m0s\r\n\r\n{body}",
+        body.len()
+    );
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let answer = answer.clone();
+            tokio::spawn(async move {
+                let mut request = vec![0; 64 << 10];
+                let read = stream.read(&mut request).await;
+                if read.is_ok_and(|length| length > 0) {
+                    drop(stream.write_all(answer.as_bytes()).await);
+                }
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn an_api_that_says_its_allowance_is_used_up_is_left_alone_before_it_refuses() {
+    let api = exhausted_api().await;
+    let own = FakeBackend::start(Personality::Vllm, Settings::default()).await.unwrap();
+    let config = format!(
+        r#"
+        [backends.openai]
+        kind = "api"
+        base_url = "http://{api}/v1"
+        api_key = {{ env = "PATH" }}
+        [backends.gpu]
+        kind = "self_hosted"
+        base_url = "{}"
+        hourly_usd = 2.99
+        capacity = {{ input_tokens_per_second = 15000, output_tokens_per_second = 10000, max_in_flight = 4 }}
+        [routes.chat]
+        models = ["{API_MODEL}"]
+        policy = "api"
+        offers = [{{ backend = "openai" }}, {{ backend = "gpu", model = "llama" }}]
+        "#,
+        own.url()
+    );
+    let proxy = Proxy::start(&config).await.ready().await;
+    let http = Http::new(&proxy.url());
+    let mut served_by = Vec::new();
+    for _ in 0..5 {
+        let reply = http.post("/chat/completions", &chat(API_MODEL)).await;
+        assert_eq!(reply.status, StatusCode::OK, "{}", reply.text());
+        served_by.push(reply.header("x-breakeven-backend").to_owned());
+    }
+    assert_eq!(served_by, ["openai", "gpu", "gpu", "gpu", "gpu"]);
+}
+
+/// Offers a server twice what it can take, though its owner allows it far more at once: only its own queue shows
+/// that it is full.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn at_twice_the_offered_load_the_queue_of_the_server_makes_overflow_within_the_objective() {
+    let seconds = u32::try_from(scale("BREAKEVEN_OVERLOAD_SECONDS", 4)).unwrap();
+    let two = two("", "metrics = \"/metrics\"").await;
+    two.own.set(|settings| {
+        settings.time_to_first_token = Duration::from_millis(50);
+        settings.time_per_output_token = Duration::from_millis(10);
+        settings.output_tokens = 16;
+    });
+    // Four slots of 210 ms each make 19 calls a second.
+    let (rate, objective) = (38, breakeven::gateway::FIRST_TOKEN_OBJECTIVE);
+    let mut due = tokio::time::interval(Duration::from_secs(1) / rate);
+    due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Burst);
+    let mut calls = JoinSet::new();
+    for _ in 0..rate * seconds {
+        due.tick().await;
+        let http = two.http.clone();
+        calls.spawn(async move {
+            let watch = Stopwatch::start();
+            let answer = http.open("/chat/completions", &streamed(OWN_MODEL)).await;
+            assert_eq!(answer.status(), StatusCode::OK);
+            let is_own = answer.headers()["x-breakeven-backend"] == "gpu";
+            let mut events = Events::of(answer);
+            events.next().await.unwrap();
+            let first = watch.elapsed();
+            assert_eq!(events.rest().await.0.last().unwrap(), "data: [DONE]");
+            is_own.then_some(first)
+        });
+    }
+    let mut first_tokens = Vec::new();
+    while let Some(call) = calls.join_next().await {
+        first_tokens.extend(call.unwrap());
+    }
+    first_tokens.sort_unstable();
+    let p99 = first_tokens[first_tokens.len() * 99 / 100];
+    eprintln!("{} of {} calls self-hosted, first token p99 {p99:?}", first_tokens.len(), rate * seconds);
+    assert!(first_tokens.len() >= (rate * seconds / 5) as usize, "{} were served there", first_tokens.len());
+    assert!(p99 < objective, "{p99:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
