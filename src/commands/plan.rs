@@ -86,9 +86,14 @@ const VOLUMES: [u64; 9] = [100, 1_000, 10_000, 30_000, 100_000, 300_000, 1_000_0
 pub fn run(arguments: &PlanArgs, out: &mut impl Write) -> anyhow::Result<ExitCode> {
     let comparisons = comparisons(arguments)?;
     let volumes = volumes(arguments);
-    let plans: Vec<Plan> = comparisons.iter().map(|comparison| comparison.plan(&volumes)).collect();
+    let mut plans: Vec<Plan> = comparisons.iter().map(|comparison| comparison.plan(&volumes)).collect();
+    let best = advice::best(&comparisons);
+    if let Some(best) = best {
+        plans.iter_mut().enumerate().for_each(|(index, plan)| plan.is_best = Some(index == best));
+    }
     if let Some(path) = &arguments.plot {
-        plot::draw(&comparisons[0], path).with_context(|| format!("cannot draw `{}`", path.display()))?;
+        plot::draw(&comparisons[best.unwrap_or(0)], path)
+            .with_context(|| format!("cannot draw `{}`", path.display()))?;
     }
     match arguments.format {
         Format::Table => table::write(&comparisons, &plans, out),
@@ -153,6 +158,9 @@ pub struct Plan {
     pub note: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub advice: Option<String>,
+    /// Of the machines that were compared for measured traffic, whether it is the one to look at.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub is_best: Option<bool>,
 }
 
 /// A volume, and what a day of it costs.
@@ -179,14 +187,24 @@ impl Comparison {
         let break_even = break_even_requests_per_day(&self.pool, &self.sample, 1);
         Plan {
             break_even_requests_per_day: break_even.map(f64::round),
-            rows: volumes.iter().map(|volume| self.row(*volume)).collect(),
+            rows: self.with_measured(volumes).into_iter().map(|volume| self.row(volume)).collect(),
             machine: self.machine.clone(),
             api: self.api_name.clone(),
             kappa: kappa.map(|kappa| (kappa * 1000.0).round() / 1000.0),
             one_machine_requests_per_day: self.one_machine_per_day().map(f64::floor),
             note: self.note.clone(),
             advice: advice::advice(self),
+            is_best: None,
         }
+    }
+
+    /// The volumes, and the one that was measured among them.
+    fn with_measured(&self, volumes: &[u64]) -> Vec<u64> {
+        let mut volumes = volumes.to_vec();
+        volumes.extend(self.measured_per_day.map(advice::whole));
+        volumes.sort_unstable();
+        volumes.dedup();
+        volumes
     }
 
     /// Requests a day that keep one machine busy all the time.

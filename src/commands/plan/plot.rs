@@ -16,6 +16,9 @@ const MIX: RGBColor = RGBColor(0, 158, 115);
 /// Volumes drawn, from 100 to 10 million a day, evenly on a logarithmic axis.
 const POINTS: u32 = 400;
 
+/// The least that is drawn, USD a day.
+const LOWEST: f64 = 1.0;
+
 pub(super) fn draw(comparison: &Comparison, path: &Path) -> anyhow::Result<()> {
     if path.extension().is_none_or(|extension| !extension.eq_ignore_ascii_case("svg")) {
         bail!("pictures are SVG; give it the ending `.svg`");
@@ -28,15 +31,18 @@ pub(super) fn draw(comparison: &Comparison, path: &Path) -> anyhow::Result<()> {
     let mut chart = ChartBuilder::on(&root)
         .caption(title, ("sans-serif", 22))
         .margin(14)
+        // The last volume is centred on the edge, and long.
+        .margin_right(44)
         .x_label_area_size(40)
         .y_label_area_size(80)
-        .build_cartesian_2d((100.0..1e7).log_scale(), (0.1..highest).log_scale())?;
+        .build_cartesian_2d((100.0..1e7).log_scale(), (LOWEST..highest).log_scale())?;
     chart
         .configure_mesh()
         .light_line_style(WHITE)
         .x_desc("requests a day")
         .y_desc("USD a day")
         .x_label_formatter(&|volume| grouped(*volume))
+        .y_label_formatter(&|usd| grouped(*usd))
         .draw()?;
     let lines: [(&str, RGBColor, Vec<f64>); 3] = [
         ("API", API, rows.iter().map(|row| row.api_usd).collect()),
@@ -48,7 +54,10 @@ pub(super) fn draw(comparison: &Comparison, path: &Path) -> anyhow::Result<()> {
         ("the cheapest mix", MIX, rows.iter().map(|row| row.mix_usd).collect()),
     ];
     for (width, (name, colour, costs)) in [2, 2, 5].into_iter().zip(lines) {
-        let points = (0..=POINTS).zip(costs).map(|(point, cost)| (position(point), cost.max(0.1)));
+        let points = (0..=POINTS)
+            .zip(costs)
+            .map(|(point, cost)| (position(point), cost))
+            .filter(|(_, cost)| *cost >= LOWEST);
         let style = colour.mix(if width > 2 { 0.45 } else { 1.0 }).stroke_width(width);
         chart
             .draw_series(LineSeries::new(points, style))?
@@ -59,7 +68,7 @@ pub(super) fn draw(comparison: &Comparison, path: &Path) -> anyhow::Result<()> {
         crate::economics::break_even::break_even_requests_per_day(&comparison.pool, &comparison.sample, 1);
     if let Some(volume) = break_even.filter(|volume| (100.0..1e7).contains(volume)) {
         chart
-            .draw_series(LineSeries::new([(volume, 0.1), (volume, highest)], BLACK.mix(0.6)))?
+            .draw_series(LineSeries::new([(volume, LOWEST), (volume, highest)], BLACK.mix(0.6)))?
             .label(format!("break-even: {} requests a day", grouped(volume)))
             .legend(|(x, y)| PathElement::new([(x, y), (x + 18, y)], BLACK.mix(0.6)));
     }

@@ -12,6 +12,10 @@ pub(super) fn write(comparisons: &[Comparison], plans: &[Plan], out: &mut impl W
         }
         one(comparison, plan, out)?;
     }
+    let best = plans.iter().find(|plan| plan.is_best == Some(true));
+    if let Some(advice) = best.and_then(|best| best.advice.as_ref()).filter(|_| plans.len() > 1) {
+        writeln!(out, "\nof these machines: {advice}")?;
+    }
     Ok(())
 }
 

@@ -17,6 +17,10 @@ const SIZE: (u32, u32) = (1200, 1000);
 /// Points of a line at most; more would only make the file large.
 const POINTS: usize = 1200;
 
+/// Units of time and their seconds; the longest of which there are two is taken.
+const UNITS: [(&str, f64); 3] = [("days", 86_400.0), ("hours", 3600.0), ("minutes", 60.0)];
+const SECONDS: (&str, f64) = ("seconds", 1.0);
+
 /// Colours that stay apart for the colour-blind (Okabe and Ito), one a policy.
 const COLOURS: [RGBColor; 7] = [
     RGBColor(0, 114, 178),
@@ -46,17 +50,26 @@ pub(super) fn draw(simulation: &Simulation, path: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Days from the start of the trace, and how many slots make a point.
+/// The time from the start of the trace, and how many slots make a point.
 struct Axis {
-    days: f64,
+    /// What times are given in: days, or less for a short trace.
+    unit: &'static str,
+    length: f64,
     group: usize,
-    slot_days: f64,
+    /// Length of a slot in the unit.
+    slot: f64,
 }
 
 fn axis(simulation: &Simulation) -> Axis {
-    let slot_days = simulation.demand.slot.as_secs_f64() / 86_400.0;
     let slots = simulation.demand.slots.len();
-    Axis { days: count(slots) * slot_days, group: slots.div_ceil(POINTS).max(1), slot_days }
+    let seconds = count(slots) * simulation.demand.slot.as_secs_f64();
+    let (unit, unit_seconds) = UNITS.into_iter().find(|(_, unit)| seconds >= 2.0 * unit).unwrap_or(SECONDS);
+    Axis {
+        unit,
+        length: seconds / unit_seconds,
+        group: slots.div_ceil(POINTS).max(1),
+        slot: simulation.demand.slot.as_secs_f64() / unit_seconds,
+    }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a place in a picture")]
@@ -64,10 +77,16 @@ fn count(number: usize) -> f64 {
     number as f64
 }
 
+/// A number without needless decimals.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "what the chart calls")]
+fn short(number: &f64) -> String {
+    let thousandths = (number * 1000.0).round() / 1000.0;
+    thousandths.to_string()
+}
+
 /// Means of groups of slots, at the middle of each group.
 fn means(axis: &Axis, values: &[f64]) -> Vec<(f64, f64)> {
-    let middle =
-        |index: usize, length: usize| (count(index * axis.group) + count(length) / 2.0) * axis.slot_days;
+    let middle = |index: usize, length: usize| (count(index * axis.group) + count(length) / 2.0) * axis.slot;
     values
         .chunks(axis.group)
         .enumerate()
@@ -105,14 +124,21 @@ fn volume(simulation: &Simulation, area: &Area<'_>) -> Drawn {
         .margin(12)
         .x_label_area_size(36)
         .y_label_area_size(70)
-        .build_cartesian_2d(0.0..axis.days, 0.0..highest)?;
-    chart.configure_mesh().light_line_style(WHITE).x_desc("days").y_desc("USD an hour").draw()?;
+        .build_cartesian_2d(0.0..axis.length, 0.0..highest)?;
+    chart
+        .configure_mesh()
+        .light_line_style(WHITE)
+        .x_desc(axis.unit)
+        .x_label_formatter(&short)
+        .y_label_formatter(&short)
+        .y_desc("USD an hour")
+        .draw()?;
     chart
         .draw_series(AreaSeries::new(points, 0.0, COLOURS[0].mix(0.25)).border_style(COLOURS[0]))?
         .label("API bill")
         .legend(|(x, y)| PathElement::new([(x, y), (x + 18, y)], COLOURS[0].stroke_width(3)));
     chart
-        .draw_series(LineSeries::new([(0.0, rent), (axis.days, rent)], COLOURS[3].stroke_width(2)))?
+        .draw_series(LineSeries::new([(0.0, rent), (axis.length, rent)], COLOURS[3].stroke_width(2)))?
         .label(format!("break-even: rent of one replica, {rent:.2} USD an hour"))
         .legend(|(x, y)| PathElement::new([(x, y), (x + 18, y)], COLOURS[3].stroke_width(3)));
     legend(&mut chart)?;
@@ -131,8 +157,15 @@ fn replicas(simulation: &Simulation, area: &Area<'_>) -> Drawn {
         .margin(12)
         .x_label_area_size(36)
         .y_label_area_size(70)
-        .build_cartesian_2d(0.0..axis.days, 0.0..highest)?;
-    chart.configure_mesh().light_line_style(WHITE).x_desc("days").y_desc("replicas").draw()?;
+        .build_cartesian_2d(0.0..axis.length, 0.0..highest)?;
+    chart
+        .configure_mesh()
+        .light_line_style(WHITE)
+        .x_desc(axis.unit)
+        .x_label_formatter(&short)
+        .y_label_formatter(&short)
+        .y_desc("replicas")
+        .draw()?;
     for (index, (outcome, line)) in simulation.outcomes.iter().zip(lines).enumerate() {
         if outcome.starts == 0 {
             continue;
@@ -157,8 +190,15 @@ fn cost(simulation: &Simulation, area: &Area<'_>) -> Drawn {
         .margin(12)
         .x_label_area_size(36)
         .y_label_area_size(70)
-        .build_cartesian_2d(0.0..axis.days, 0.0..highest)?;
-    chart.configure_mesh().light_line_style(WHITE).x_desc("days").y_desc("USD").draw()?;
+        .build_cartesian_2d(0.0..axis.length, 0.0..highest)?;
+    chart
+        .configure_mesh()
+        .light_line_style(WHITE)
+        .x_desc(axis.unit)
+        .x_label_formatter(&short)
+        .y_label_formatter(&short)
+        .y_desc("USD")
+        .draw()?;
     for (index, (outcome, line)) in simulation.outcomes.iter().zip(lines).enumerate() {
         let colour = COLOURS[index % COLOURS.len()];
         chart
@@ -168,7 +208,7 @@ fn cost(simulation: &Simulation, area: &Area<'_>) -> Drawn {
     }
     let name = if simulation.optimum.exact { "optimum in hindsight" } else { "lower bound" };
     chart
-        .draw_series(LineSeries::new([(0.0, optimum), (axis.days, optimum)], BLACK.stroke_width(1)))?
+        .draw_series(LineSeries::new([(0.0, optimum), (axis.length, optimum)], BLACK.stroke_width(1)))?
         .label(format!("{name}, whole time: {:.2}", simulation.optimum.total))
         .legend(|(x, y)| PathElement::new([(x, y), (x + 18, y)], BLACK.stroke_width(1)));
     legend(&mut chart)?;
@@ -181,7 +221,7 @@ fn cumulative(axis: &Axis, outcome: &Outcome) -> Vec<(f64, f64)> {
     let mut points = vec![(0.0, 0.0)];
     for (index, group) in outcome.slots.chunks(axis.group).enumerate() {
         spent += group.iter().map(|slot| slot.spent).sum();
-        let end = count(index * axis.group + group.len()) * axis.slot_days;
+        let end = count(index * axis.group + group.len()) * axis.slot;
         points.push((end, spent.to_usd_f64()));
     }
     points
