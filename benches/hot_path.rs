@@ -6,7 +6,7 @@ use std::sync::Arc;
 use breakeven::clock::{Clock, Stopwatch};
 use breakeven::config::{self, BudgetPeriod};
 use breakeven::economics::{NanoUsd, Tier, Usage};
-use breakeven::gateway::{Gateway, Route, choose};
+use breakeven::gateway::{Circumstances, Gateway, Route, choose};
 use breakeven::keys::Keys;
 use breakeven::keys::admission::Bounds;
 use breakeven::keys::secret::Digest;
@@ -104,7 +104,7 @@ impl Bench {
             Stopwatch::start(),
             presence,
         );
-        let choice = choose(exchange.state(), &self.route, &self.call, None, 0.5, self.gateway.now());
+        let choice = choose(exchange.state(), &self.route, &self.call, circumstances(&self.gateway));
         let choice = choice.expect("an offer can serve it");
         exchange.set_call(self.call.clone(), &self.body, Some(self.route.clone()), choice.reason);
         let first = choice.order[0];
@@ -114,6 +114,17 @@ impl Bench {
         exchange.set_status(200);
         exchange
     }
+}
+
+fn circumstances(gateway: &Gateway) -> Circumstances<'static> {
+    Circumstances { wanted: None, home: None, dice: 0.5, now: gateway.now() }
+}
+
+#[divan::bench(args = SIZES)]
+fn conversation(bencher: Bencher<'_, '_>, length: usize) {
+    let body = request(length);
+    let call = Call::read(Endpoint::ChatCompletions, &body).expect("the request is valid");
+    bencher.bench(|| call.conversation(black_box(&body)));
 }
 
 #[divan::bench(args = SIZES)]
@@ -137,7 +148,7 @@ fn route(bencher: Bencher<'_, '_>) {
     let state = bench.gateway.state();
     bencher.bench(|| {
         let route = state.route_of(black_box("gpt-4o-mini")).expect("the model is on a route");
-        choose(&state, route, &bench.call, None, 0.5, bench.gateway.now())
+        choose(&state, route, &bench.call, circumstances(&bench.gateway))
     });
 }
 

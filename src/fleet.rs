@@ -153,7 +153,12 @@ impl Fleet {
     /// A place for one call on the ready replica with the fewest calls in flight; none when all are full or
     /// none is ready ([`Self::availability`] tells which). Never waits, takes no lock.
     pub fn acquire(&self) -> Option<Lease> {
-        replica::acquire(&self.replicas, self.clock.now())
+        self.acquire_near(None)
+    }
+
+    /// As [`Self::acquire`], preferring the replica in that position.
+    pub fn acquire_near(&self, home: Option<usize>) -> Option<Lease> {
+        replica::acquire(&self.replicas, home, self.clock.now())
     }
 
     pub fn availability(&self) -> Availability {

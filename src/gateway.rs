@@ -1,6 +1,7 @@
 //! The shared state of a running gateway: what the request path reads as snapshots and adds to as atomics.
 
 pub mod books;
+mod conversations;
 pub mod keeper;
 mod pool;
 mod retries;
@@ -14,9 +15,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use arc_swap::ArcSwap;
 
+pub use conversations::{CACHE_KEPT, Conversations, Home};
 pub use pool::{BandView, FIRST_TOKEN_OBJECTIVE, FirstTokens, LearntView, Pin, Pool, PoolView};
 pub use retries::RetryBudget;
-pub use route::{Choice, Refusal, choose};
+pub use route::{Choice, Circumstances, Refusal, choose};
 pub use shares::{Identity, Shares};
 
 use crate::clock::Clock;
@@ -40,6 +42,7 @@ pub struct Gateway {
     pub retries: RetryBudget,
     pub counter: Counter,
     pub keys: Keys,
+    pub conversations: Conversations,
     state: ArcSwap<State>,
     in_flight: AtomicUsize,
     shares: Arc<Shares>,
@@ -119,6 +122,7 @@ impl Gateway {
             retries,
             counter: Counter::default(),
             keys: Keys::default(),
+            conversations: Conversations::default(),
             state: ArcSwap::from_pointee(state),
             in_flight: AtomicUsize::new(0),
             shares: Arc::default(),

@@ -5,6 +5,7 @@
 
 pub mod body;
 pub mod call;
+pub mod conversation;
 pub mod endpoint;
 pub mod error;
 pub mod json;

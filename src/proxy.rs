@@ -29,7 +29,7 @@ use hyper::upgrade::OnUpgrade;
 use crate::clock::Stopwatch;
 use crate::config::{Limits, UnknownPrice, WhenUnavailable};
 use crate::economics::Reason;
-use crate::gateway::{Choice, Gateway, Refusal, Route, choose};
+use crate::gateway::{Choice, Circumstances, Gateway, Refusal, Route, choose};
 use crate::ledger::Outcome;
 use crate::openai::endpoint::azure_deployment;
 use crate::openai::{ApiError, Call, Endpoint};
@@ -163,6 +163,8 @@ async fn routed(
     let Some(route) = state.route_of(&call.model).cloned() else {
         return unrouted(clients, exchange, parts, call, body).await;
     };
+    // Where only one may serve there is nothing to keep together.
+    exchange.set_conversation(route.pool.as_ref().and_then(|_| call.conversation(&body)));
     let mut choice = route_call(&exchange, &route, &call, &parts.headers)?;
     admit_call(&mut exchange, &route, &call, &mut choice.order)?;
     count_decision(&route, &choice);
@@ -182,7 +184,9 @@ fn route_call(
 ) -> Result<Choice, ProxyError> {
     let state = exchange.state();
     let wanted = headers.get(headers::BACKEND).and_then(|name| name.to_str().ok());
-    let choice = choose(state, route, call, wanted, fastrand::f64(), exchange.gateway().now());
+    let circumstances =
+        Circumstances { wanted, home: exchange.home(), dice: fastrand::f64(), now: exchange.gateway().now() };
+    let choice = choose(state, route, call, circumstances);
     let mut choice = choice.map_err(|refusal| match refusal {
         Refusal::NotEligible(why) => ProxyError::NotEligible { model: call.model.clone(), why },
         Refusal::UnknownBackend => {

@@ -198,7 +198,12 @@ impl Backend {
 
     /// Takes a place on one of its replicas.
     pub fn acquire(self: &Arc<Self>) -> Option<Place> {
-        let lease = self.fleet.acquire()?;
+        self.acquire_near(None)
+    }
+
+    /// As [`Self::acquire`], preferring the replica in that position.
+    pub fn acquire_near(self: &Arc<Self>, home: Option<usize>) -> Option<Place> {
+        let lease = self.fleet.acquire_near(home)?;
         Some(Place { backend: self.clone(), lease })
     }
 }

@@ -5,9 +5,9 @@
 //! more than recomputing that prompt: on a replica the recomputation is work at the current price, on the
 //! API it is the discount on cached input.
 
-use super::NanoUsd;
 use super::policy::{Preference, Reason};
 use super::work::{CallValue, WorkPrice};
+use super::{Capacity, NanoUsd, PriceCard, Tier, Usage};
 
 /// What the fleet-level decision leaves to a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +28,28 @@ pub struct Stickiness {
     /// Dollars that computing the cached prompt anew costs, at prices of where it is cached.
     pub cache_worth: NanoUsd,
 }
+
+impl Stickiness {
+    /// The conversation's last call was served by the API: `cached` tokens of this call's input are cheaper
+    /// there, if their model has a discount for them.
+    pub fn on_api(card: &PriceCard, usage: &Usage, cached: u64) -> Self {
+        let cached = if cached < LEAST_CACHED_BY_API { 0 } else { cached };
+        let full = card.cost(usage, Tier::Standard);
+        let discounted = card.cost(&usage.with_cached(cached).normalised(), Tier::Standard);
+        Self { at: Preference::Api, cache_worth: full.saturating_sub_at_zero(discounted) }
+    }
+
+    /// A replica served it: the work of computing `cached` tokens is saved there, at the price of a
+    /// replica-second.
+    pub fn on_replica(price: WorkPrice, capacity: &Capacity, usage: &Usage, cached: u64) -> Self {
+        let full = price.of(capacity.work(usage));
+        let less = price.of(capacity.work(&usage.with_cached(cached).normalised()));
+        Self { at: Preference::SelfHosted, cache_worth: full.saturating_sub_at_zero(less) }
+    }
+}
+
+/// OpenAI caches no prompt that is shorter.
+const LEAST_CACHED_BY_API: u64 = 1024;
 
 /// One call's destination. A replica that is ready serves even when the API is preferred: its rent is paid.
 pub fn route(pool: &PoolState, call: CallValue, conversation: Option<Stickiness>) -> (Preference, Reason) {
@@ -52,7 +74,7 @@ pub fn route(pool: &PoolState, call: CallValue, conversation: Option<Stickiness>
 
 #[cfg(test)]
 mod tests {
-    use super::super::Work;
+    use super::super::{TokenPrice, Work};
     use super::*;
 
     fn pool(price_nanos: i64) -> PoolState {
@@ -98,6 +120,24 @@ mod tests {
     #[test]
     fn a_call_whose_fee_exceeds_its_api_price_stays_on_the_api() {
         assert_eq!(route(&pool(0), call(-1), None), (Preference::Api, Reason::Cheapest));
+    }
+
+    #[test]
+    fn a_cache_is_worth_the_discount_on_the_api_and_the_work_on_a_replica() {
+        let price = |text| TokenPrice::from_usd_per_million(text).unwrap();
+        let mut card = PriceCard::flat(price("2"), price("8"));
+        card.standard.cached_input = price("0.5");
+        let usage = Usage::new(10_000, 100);
+        let on_api = |cached| Stickiness::on_api(&card, &usage, cached).cache_worth;
+        assert_eq!(on_api(4_000), "0.006".parse().unwrap());
+        assert_eq!(on_api(99_000), "0.015".parse().unwrap(), "at most the whole input");
+        assert_eq!(on_api(1_023), NanoUsd::ZERO, "too short to be cached there");
+        let capacity =
+            Capacity { input_tokens_per_second: 1_000, output_tokens_per_second: 100, max_in_flight: 1 };
+        let on_replica =
+            |nanos| Stickiness::on_replica(WorkPrice(NanoUsd::from_nanos(nanos)), &capacity, &usage, 4_000);
+        assert_eq!(on_replica(50).cache_worth, NanoUsd::from_nanos(200), "four seconds of work");
+        assert_eq!(on_replica(0).cache_worth, NanoUsd::ZERO, "while there is room work costs nothing");
     }
 
     #[test]

@@ -156,7 +156,18 @@ impl Drop for Lease {
 
 /// The serving replica with the fewest calls in flight, among those with room. Ties go to the lowest index,
 /// so that the replicas started last, which stop first, are the first to be idle.
-pub(super) fn acquire(replicas: &[Arc<Replica>], now: Timestamp) -> Option<Lease> {
+///
+/// `home` is preferred, where the call's prompt is cached, unless it is busier than most: consistent hashing
+/// with bounded loads (Mirrokni, Thorup and Zadimoghaddam 2018), without the hashing.
+pub(super) fn acquire(replicas: &[Arc<Replica>], home: Option<usize>, now: Timestamp) -> Option<Lease> {
+    if let Some(home) = home.and_then(|index| replicas.get(index))
+        && home.is_serving(now)
+        && home.has_room(now)
+        && bears_one_more(replicas, home, now)
+        && let Some(lease) = home.lease(now)
+    {
+        return Some(lease);
+    }
     // Each round can only fail because another caller was faster; the bound is for the pathological case.
     for _ in 0..=2 * replicas.len() {
         let best = replicas
@@ -169,6 +180,18 @@ pub(super) fn acquire(replicas: &[Arc<Replica>], now: Timestamp) -> Option<Lease
     }
     None
 }
+
+/// Whether a replica with one more call has at most [`MOST_LOAD`] times the mean of those that serve.
+fn bears_one_more(replicas: &[Arc<Replica>], replica: &Replica, now: Timestamp) -> bool {
+    let serving = replicas.iter().filter(|other| other.is_serving(now));
+    let (calls, count) = serving.fold((1, 0), |(calls, count), other| (calls + other.in_flight(), count + 1));
+    let (more, than) = MOST_LOAD;
+    // Rounded up: a replica may always have one call.
+    replica.in_flight() < (calls * more).div_ceil(count.max(1) * than)
+}
+
+/// A replica is preferred up to this multiple of the mean load: five quarters.
+const MOST_LOAD: (u32, u32) = (5, 4);
 
 #[cfg(test)]
 mod tests {
@@ -202,11 +225,24 @@ mod tests {
     #[test]
     fn leases_go_where_the_fewest_are_and_come_back_when_dropped() {
         let replicas = replicas(2, 2);
-        let leases: Vec<_> = (0..4).map(|_| acquire(&replicas, at(0)).unwrap()).collect();
+        let leases: Vec<_> = (0..4).map(|_| acquire(&replicas, None, at(0)).unwrap()).collect();
         assert_eq!(leases.iter().map(|lease| lease.index).collect::<Vec<_>>(), [0, 1, 0, 1]);
-        assert!(acquire(&replicas, at(0)).is_none());
+        assert!(acquire(&replicas, None, at(0)).is_none());
         drop(leases);
         assert!(replicas.iter().all(|replica| replica.in_flight() == 0));
+    }
+
+    #[test]
+    fn a_call_goes_where_its_prompt_is_cached_unless_that_is_the_busiest() {
+        let replicas = replicas(3, 8);
+        let lease = |home| acquire(&replicas, home, at(0)).unwrap();
+        let mut leases = vec![lease(Some(2)), lease(Some(2))];
+        assert_eq!(leases.iter().map(|lease| lease.index).collect::<Vec<_>>(), [2, 0], "one in flight there");
+        leases.extend([lease(None), lease(Some(1))]);
+        assert_eq!(leases[2..].iter().map(|lease| lease.index).collect::<Vec<_>>(), [1, 1]);
+        assert_eq!(lease(Some(7)).index, 0, "there is no such replica any more");
+        replicas[2].set_state(ReplicaState::Draining);
+        assert_eq!(lease(Some(2)).index, 0);
     }
 
     #[test]
@@ -214,7 +250,7 @@ mod tests {
         let replicas = replicas(1, 1);
         for state in ReplicaState::ALL {
             replicas[0].set_state(state);
-            assert_eq!(acquire(&replicas, at(0)).is_some(), state == ReplicaState::Ready, "{state:?}");
+            assert_eq!(acquire(&replicas, None, at(0)).is_some(), state == ReplicaState::Ready, "{state:?}");
         }
         assert_eq!(replicas[0].in_flight(), 0);
     }
@@ -223,11 +259,11 @@ mod tests {
     fn an_open_circuit_hides_a_replica_and_one_trial_brings_it_back() {
         let replicas = replicas(1, 4);
         replicas[0].circuit.failed(at(0), None);
-        assert!(acquire(&replicas, at(9)).is_none());
-        let trial = acquire(&replicas, at(10)).unwrap();
-        assert!(acquire(&replicas, at(10)).is_none());
+        assert!(acquire(&replicas, None, at(9)).is_none());
+        let trial = acquire(&replicas, None, at(10)).unwrap();
+        assert!(acquire(&replicas, None, at(10)).is_none());
         trial.circuit.succeeded();
-        assert!(acquire(&replicas, at(10)).is_some());
+        assert!(acquire(&replicas, None, at(10)).is_some());
     }
 
     #[test]
@@ -235,10 +271,10 @@ mod tests {
         let replicas = replicas(1, 32);
         let queue = |waiting| Queue { running: 4, waiting, cache_usage: None };
         replicas[0].note_queue(at(0), &queue(2));
-        assert!(acquire(&replicas, at(0)).is_some());
+        assert!(acquire(&replicas, None, at(0)).is_some());
         replicas[0].note_queue(at(0), &queue(3));
-        assert!(acquire(&replicas, at(10)).is_none());
-        assert!(acquire(&replicas, at(11)).is_some());
+        assert!(acquire(&replicas, None, at(10)).is_none());
+        assert!(acquire(&replicas, None, at(11)).is_some());
     }
 
     #[test]
@@ -248,7 +284,7 @@ mod tests {
             for _ in 0..4 {
                 scope.spawn(|| {
                     for _ in 0..2_000 {
-                        let lease = acquire(&replicas, at(0));
+                        let lease = acquire(&replicas, None, at(0));
                         assert!(replicas.iter().all(|replica| replica.in_flight() <= 3));
                         drop(lease);
                     }

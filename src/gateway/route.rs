@@ -1,10 +1,10 @@
 //! Where one call goes: the pool's plan, the call's value, what the offers can serve, and who has room.
 
-use super::{Offer, Pool, Route, State};
+use super::{Home, Offer, Pool, Route, State};
 use crate::config::{Features, RoutePolicy};
-use crate::economics::route::{PoolState, route as decide};
+use crate::economics::route::{PoolState, Stickiness, route as decide};
 use crate::economics::work::{CallValue, WorkPrice};
-use crate::economics::{Billing, Preference, Reason, Tier, Timestamp, Usage};
+use crate::economics::{Billing, NanoUsd, Preference, PriceCard, Reason, Tier, Timestamp, Usage, Work};
 use crate::fleet::Availability;
 use crate::openai::{Call, Endpoint};
 
@@ -23,14 +23,24 @@ pub enum Refusal {
     UnknownBackend,
 }
 
+/// What a choice goes by besides the call itself.
+#[derive(Debug, Clone, Copy)]
+pub struct Circumstances<'a> {
+    /// The backend that the client names.
+    pub wanted: Option<&'a str>,
+    /// Where the conversation was served last.
+    pub home: Option<Home>,
+    /// A number drawn from 0 to 1, for routes that split.
+    pub dice: f64,
+    pub now: Timestamp,
+}
+
 /// Chooses. Reads snapshots and atomics; takes no lock and does not wait.
 pub fn choose(
     state: &State,
     route: &Route,
     call: &Call,
-    wanted: Option<&str>,
-    dice: f64,
-    now: Timestamp,
+    circumstances: Circumstances<'_>,
 ) -> Result<Choice, Refusal> {
     let mut eligible = Vec::with_capacity(route.offers.len());
     let mut lacking = None;
@@ -40,7 +50,7 @@ pub fn choose(
             Some(what) => lacking = Some(what),
         }
     }
-    if let Some(wanted) = wanted {
+    if let Some(wanted) = circumstances.wanted {
         let pinned = eligible.iter().copied().find(|index| route.offers[*index].backend.name() == wanted);
         return pinned.map_or(Err(Refusal::UnknownBackend), |index| {
             Ok(Choice { order: vec![index], reason: Reason::Pinned })
@@ -56,7 +66,7 @@ pub fn choose(
             Ok(Choice { order, reason })
         }
         _ => {
-            let (preference, reason) = prefer(state, route, call, dice, now, own[0], api[0]);
+            let (preference, reason) = prefer(state, route, call, circumstances, own[0], api[0]);
             let order = match preference {
                 Preference::SelfHosted => own.into_iter().chain(api).collect(),
                 Preference::Api => api.into_iter().chain(own).collect(),
@@ -71,22 +81,22 @@ fn prefer(
     state: &State,
     route: &Route,
     call: &Call,
-    dice: f64,
-    now: Timestamp,
+    circumstances: Circumstances<'_>,
     own: usize,
     api: usize,
 ) -> (Preference, Reason) {
     let Some(pool) = &route.pool else { return (Preference::Api, Reason::OnlyOffer) };
     let (mut preference, mut reason) = match &route.spec.policy {
         RoutePolicy::SelfHosted => (Preference::SelfHosted, Reason::Pinned),
-        RoutePolicy::Split { self_hosted_share } if dice < *self_hosted_share => {
+        RoutePolicy::Split { self_hosted_share } if circumstances.dice < *self_hosted_share => {
             (Preference::SelfHosted, Reason::Pinned)
         }
         RoutePolicy::Api | RoutePolicy::Split { .. } => (Preference::Api, Reason::Pinned),
         RoutePolicy::Threshold(_) | RoutePolicy::Cheapest | RoutePolicy::Adaptive => pool.plan(),
     };
     let offer = &route.offers[api];
-    let api_troubled = offer.backend.throttle.throttled_until(now).is_some() || !offer.backend.is_serving();
+    let api_troubled =
+        offer.backend.throttle.throttled_until(circumstances.now).is_some() || !offer.backend.is_serving();
     let availability = route.offers[own].backend.fleet.availability();
     if preference == Preference::Api {
         let is_paid = match pool.spec.billing {
@@ -110,10 +120,21 @@ fn prefer(
         };
     }
     let price = pool.work_price();
-    let value = if price == WorkPrice::default() {
-        CallValue { worth: crate::economics::NanoUsd::ZERO, work: crate::economics::Work::ZERO }
+    // While work and calls cost nothing, a replica that is paid is the cheapest place, whatever is cached elsewhere.
+    let costs_nothing = price == WorkPrice::default() && pool.spec.request_fee == NanoUsd::ZERO;
+    let (value, conversation) = if costs_nothing {
+        (CallValue { worth: NanoUsd::ZERO, work: Work::ZERO }, None)
     } else {
-        value(state, route, pool, offer, call)
+        let usage = expected_usage(route, call);
+        let card = offer.card(&state.config, &call.model);
+        let conversation = circumstances.home.and_then(|home| match home.offer {
+            at if at == own => {
+                Some(Stickiness::on_replica(price, &pool.spec.capacity, &usage, home.cached_tokens))
+            }
+            at if at == api => card.map(|card| Stickiness::on_api(card, &usage, home.cached_tokens)),
+            _ => None,
+        });
+        (value(card, pool, &usage), conversation)
     };
     let live = PoolState {
         preference,
@@ -122,24 +143,25 @@ fn prefer(
         has_room: availability == Availability::Room,
         price,
     };
-    (preference, reason) = decide(&live, value, None);
+    (preference, reason) = decide(&live, value, conversation);
     if preference == Preference::Api && api_troubled && availability == Availability::Room {
         return (Preference::SelfHosted, Reason::Unhealthy);
     }
     (preference, reason)
 }
 
-/// What a call is worth and takes, as far as it can be told before it is served.
-fn value(state: &State, route: &Route, pool: &Pool, api: &Offer, call: &Call) -> CallValue {
-    let usage = Usage::new(
+/// What a call will use, as far as it can be told before it is served.
+fn expected_usage(route: &Route, call: &Call) -> Usage {
+    Usage::new(
         route.ratio.estimate(call.input_bytes),
         route.expected_output(call.max_output_tokens) * u64::from(call.choices),
-    );
-    let cost = api.card(&state.config, &call.model).map(|card| card.cost(&usage, Tier::Standard));
-    CallValue {
-        worth: cost.unwrap_or_default().saturating_sub_at_zero(pool.spec.request_fee),
-        work: pool.work_of(&usage),
-    }
+    )
+}
+
+/// What a call is worth and takes. Without an API price it is worth nothing, and owes nothing.
+fn value(card: Option<&PriceCard>, pool: &Pool, usage: &Usage) -> CallValue {
+    let worth = card.map(|card| card.cost(usage, Tier::Standard) - pool.spec.request_fee);
+    CallValue { worth: worth.unwrap_or_default(), work: pool.work_of(usage) }
 }
 
 /// What an offer lacks for a call; none when it can serve it.

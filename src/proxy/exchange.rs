@@ -15,7 +15,7 @@ pub use settling::{Produced, Settling};
 use super::reader::Reader;
 use crate::clock::Stopwatch;
 use crate::economics::{NanoUsd, Reason, Timestamp};
-use crate::gateway::{Gateway, Presence, Route, State};
+use crate::gateway::{Gateway, Home, Presence, Route, State};
 use crate::keys::Key;
 use crate::keys::admission::Admission;
 use crate::metrics::{AttemptResult, Fault, Series};
@@ -47,6 +47,10 @@ pub struct Exchange {
     key: Option<Arc<Key>>,
     admission: Admission,
     call: Option<Box<Call>>,
+    /// The conversation that it belongs to, if that can be told.
+    conversation: Option<u64>,
+    /// Where that was served last.
+    home: Option<Home>,
     /// The model that a request names which is not read as a call.
     named_model: Arc<OnceLock<String>>,
     body: Option<Bytes>,
@@ -74,6 +78,8 @@ struct Served {
     model: String,
     series: Arc<Series>,
     place: Option<Place>,
+    /// Position of the replica among the backend's.
+    replica: usize,
     /// Whether the attempt's end was counted.
     is_ended: bool,
 }
@@ -98,6 +104,8 @@ impl Exchange {
             key: None,
             admission: Admission::default(),
             call: None,
+            conversation: None,
+            home: None,
             named_model: Arc::default(),
             body: None,
             route: None,
@@ -163,6 +171,17 @@ impl Exchange {
         self.reason = reason;
     }
 
+    /// Says which conversation it belongs to, and looks up where that was served last.
+    pub fn set_conversation(&mut self, conversation: Option<u64>) {
+        self.conversation = conversation;
+        self.home = conversation.and_then(|who| self.gateway.conversations.home(who, self.opened_at));
+    }
+
+    /// Where the conversation that it belongs to was served last.
+    pub fn home(&self) -> Option<Home> {
+        self.home
+    }
+
     pub fn call(&self) -> Option<&Call> {
         self.call.as_deref()
     }
@@ -209,6 +228,7 @@ impl Exchange {
             model: served.model.clone(),
             series: served.series.clone(),
             place: None,
+            replica: served.replica,
             is_ended: true,
         });
         Some(part)
@@ -264,6 +284,7 @@ impl Exchange {
             offer,
             model,
             series,
+            replica: place.replica(),
             place: Some(place),
             is_ended: false,
         });

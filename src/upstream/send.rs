@@ -109,7 +109,8 @@ pub async fn send(
 fn place(exchange: &mut Exchange, index: usize, last: &mut Option<Failed>) -> bool {
     let Some(route) = exchange.route().cloned() else { return false };
     let backend = &route.offers[index].backend;
-    let Some(place) = backend.acquire() else {
+    let home = exchange.home().filter(|home| home.offer == index).map(|home| home.replica);
+    let Some(place) = backend.acquire_near(home) else {
         let full = backend.fleet.availability() == Availability::Full;
         if exchange.attempts() == 0 && exchange.reason() != Reason::Pinned {
             exchange.set_reason(if full { Reason::Overflow } else { Reason::Unhealthy });

@@ -3,6 +3,7 @@
 mod bodies;
 mod captures;
 mod clients;
+mod conversations;
 mod failures;
 mod metering;
 mod routing;

@@ -166,12 +166,12 @@ fn replicas_follow_the_target_and_take_calls_only_when_they_answer() {
     let mut world = World::new(rules(3));
     world.step(2, 0);
     assert_eq!(world.states(), ["starting", "starting", "stopped"]);
-    assert!(acquire(&world.replicas, at(0)).is_none());
+    assert!(acquire(&world.replicas, None, at(0)).is_none());
     world.step(2, 29);
     assert_eq!(world.states(), ["starting", "starting", "stopped"]);
     world.step(2, 30);
     assert_eq!(world.states(), ["ready", "ready", "stopped"]);
-    assert!(acquire(&world.replicas, at(30)).is_some());
+    assert!(acquire(&world.replicas, None, at(30)).is_some());
     world.step(9, 31);
     assert_eq!(world.states(), ["ready", "ready", "starting"]);
 }
@@ -196,7 +196,7 @@ fn an_earlier_stop_is_deferred_until_the_minimum_is_paid_and_it_serves_meanwhile
     world.step(1, 0);
     world.step(0, 30);
     assert_eq!(world.states(), ["ready"]);
-    assert!(acquire(&world.replicas, at(30)).is_some());
+    assert!(acquire(&world.replicas, None, at(30)).is_some());
     world.step(0, 59);
     assert_eq!(world.states(), ["ready"]);
     world.step(0, 60);
@@ -218,10 +218,10 @@ fn a_replica_is_kept_while_a_call_runs_and_takes_no_other() {
     let mut world = World::new(rules(1));
     world.step(1, 0);
     world.step(1, 30);
-    let lease = acquire(&world.replicas, at(30)).unwrap();
+    let lease = acquire(&world.replicas, None, at(30)).unwrap();
     world.step(0, 70);
     assert_eq!(world.states(), ["draining"]);
-    assert!(acquire(&world.replicas, at(70)).is_none());
+    assert!(acquire(&world.replicas, None, at(70)).is_none());
     world.step(0, 200);
     assert_eq!(world.states(), ["draining"]);
     drop(lease);
@@ -235,7 +235,7 @@ fn a_drain_lasts_no_longer_than_the_longest_call_may() {
     let mut world = World::new(rules(1));
     world.step(1, 0);
     world.step(1, 30);
-    let _lease = acquire(&world.replicas, at(30)).unwrap();
+    let _lease = acquire(&world.replicas, None, at(30)).unwrap();
     world.step(0, 100);
     world.step(0, 699);
     assert_eq!(world.states(), ["draining"]);
@@ -248,7 +248,7 @@ fn a_draining_replica_that_is_wanted_again_is_kept_rather_than_another_started()
     let mut world = World::new(rules(2));
     world.step(1, 0);
     world.step(1, 30);
-    let _lease = acquire(&world.replicas, at(30)).unwrap();
+    let _lease = acquire(&world.replicas, None, at(30)).unwrap();
     world.step(0, 70);
     world.step(1, 80);
     assert_eq!(world.states(), ["ready", "stopped"]);
@@ -339,7 +339,7 @@ fn a_busy_replica_that_does_not_answer_its_probe_is_not_dead() {
     let mut world = World::new(rules(1));
     world.step(1, 0);
     world.step(1, 30);
-    let lease = acquire(&world.replicas, at(30)).unwrap();
+    let lease = acquire(&world.replicas, None, at(30)).unwrap();
     let silence = || Report::Probe { replica: 0, order: 1, probe: Probe::Silent };
     (31..50).for_each(|second| world.roster.hear(silence(), at(second)));
     assert_eq!(world.states(), ["ready"]);
@@ -498,7 +498,7 @@ proptest! {
         for turn in turns {
             match turn {
                 Turn::Target(wanted) => target = wanted,
-                Turn::Lease => leases.extend(acquire(&world.replicas, at(second))),
+                Turn::Lease => leases.extend(acquire(&world.replicas, None, at(second))),
                 Turn::Release => drop(leases.pop()),
                 Turn::StartsFail(fail) => world.starts_fail = fail,
                 Turn::StopsFail(fail) => world.stops_fail = fail,

@@ -5,6 +5,7 @@ use tokio::sync::oneshot;
 
 use super::{Exchange, Produced, Settling};
 use crate::economics::{Slot, Tier, Timestamp, Usage};
+use crate::gateway::Home;
 use crate::ledger::{Entry, Outcome, Ticket, UsageSource};
 use crate::metrics::{AttemptResult, SpendKind};
 use crate::openai::usage::Reported;
@@ -269,6 +270,9 @@ impl Exchange {
             route.learn(call.input_bytes, usage.input_tokens, call.max_output_tokens, usage.output_tokens);
             self.compare_counts(call, usage);
         }
+        if outcome == Outcome::Success {
+            self.remember_conversation(closed_at, usage);
+        }
         if let Some(pool) = &route.pool
             && usage.total_tokens() > 0
         {
@@ -282,6 +286,15 @@ impl Exchange {
                 },
             );
         }
+    }
+
+    /// Notes where the prompt and the answer are cached from now on.
+    fn remember_conversation(&self, closed_at: Timestamp, usage: &Usage) {
+        let Some(conversation) = self.conversation else { return };
+        let Some(served) = &self.served else { return };
+        let Some(offer) = served.offer else { return };
+        let home = Home { offer, replica: served.replica, cached_tokens: usage.total_tokens() };
+        self.gateway.conversations.remember(conversation, home, closed_at);
     }
 
     /// Now and then, counts the input ourselves as well, elsewhere.

@@ -135,3 +135,24 @@ async fn the_list_of_models_has_those_of_the_routes() {
         list["data"].as_array().unwrap().iter().filter_map(|model| model["id"].as_str()).collect();
     assert!(names.contains(&API_MODEL) && names.contains(&OWN_MODEL), "{names:?}");
 }
+
+#[tokio::test]
+async fn a_call_that_the_fee_makes_dearer_stays_on_the_api() {
+    let route = format!(
+        r#"
+        [routes.cheap]
+        models = ["cheap"]
+        policy = "cheapest"
+        offers = [{{ backend = "gpu", model = "{OWN_NAME}" }}, {{ backend = "openai", model = "{API_MODEL}" }}]
+        "#
+    );
+    for (fee, served_by) in [("0.0", "gpu"), ("0.01", "openai")] {
+        let between = between_backends(&route, "", &format!("request_usd = {fee}")).await;
+        let reply = between.http.post("/chat/completions", &chat("cheap")).await;
+        assert_eq!(
+            (reply.header("x-breakeven-backend"), reply.header("x-breakeven-reason")),
+            (served_by, "cheapest"),
+            "{fee}"
+        );
+    }
+}
