@@ -199,6 +199,7 @@ fn settle_with_ledger(bencher: Bencher<'_, '_>) {
         path: directory.path().join("bench.db"),
         fsync: config::Fsync::Batch,
         when_unavailable: config::WhenUnavailable::Refuse,
+        postgres: None,
     };
     let ledger = Ledger::open(&settings, Clock::system()).expect("the ledger opens");
     settle_with(bencher, ledger);

@@ -6,6 +6,7 @@ use clap_complete::Shell;
 use crate::commands::calibrate::CalibrateArgs;
 use crate::commands::check::CheckArgs;
 use crate::commands::demo::DemoArgs;
+use crate::commands::export::ExportArgs;
 use crate::commands::healthcheck::HealthcheckArgs;
 use crate::commands::import::ImportArgs;
 use crate::commands::keys::KeysArgs;
@@ -37,6 +38,7 @@ pub enum Command {
     Simulate(Box<SimulateArgs>),
     Calibrate(CalibrateArgs),
     Report(ReportArgs),
+    Export(ExportArgs),
     Keys(KeysArgs),
     Prices(PricesArgs),
     Import(ImportArgs),

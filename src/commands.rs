@@ -4,6 +4,7 @@ pub mod calibrate;
 pub mod check;
 pub mod demo;
 pub mod economy;
+pub mod export;
 pub mod healthcheck;
 pub mod import;
 pub mod keys;
@@ -34,6 +35,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Simulate(arguments) => simulate::run(&arguments, &mut stdout().lock()),
         Command::Calibrate(arguments) => calibrate::run(&arguments, &mut stdout().lock()),
         Command::Report(arguments) => report::run(&arguments, &mut stdout().lock()),
+        Command::Export(arguments) => export::run(&arguments, &mut stdout().lock()),
         Command::Keys(arguments) => keys::run(&arguments, &mut stdout().lock()),
         Command::Prices(arguments) => prices::run(&arguments),
         Command::Import(arguments) => import::run(&arguments, &mut stdout().lock()),

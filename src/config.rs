@@ -7,6 +7,7 @@ pub mod defaults;
 pub mod dialect;
 mod load;
 pub mod pattern;
+pub mod postgres;
 mod problem;
 mod raw;
 mod read;
@@ -21,7 +22,10 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use load::{CONFIG_VARIABLE, QuickStart, SEARCH_PATHS, find, parse, quick_start, variable};
+pub use load::{
+    CONFIG_VARIABLE, QuickStart, SEARCH_PATHS, find, ledger_settings, parse, quick_start, variable,
+};
+pub use postgres::{PostgresServer, PostgresSettings};
 pub use problem::{Place, Problem, Problems};
 pub use scalar::parse_duration;
 pub use schema::schema;
@@ -155,6 +159,8 @@ pub struct LedgerSettings {
     pub path: PathBuf,
     pub fsync: Fsync,
     pub when_unavailable: WhenUnavailable,
+    /// Where a copy of every row goes, so that many proxies have one ledger.
+    pub postgres: Option<PostgresSettings>,
 }
 
 /// What a power cut can lose. A killed process loses nothing either way.

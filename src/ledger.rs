@@ -7,10 +7,13 @@
 //! written at all, and of these a bounded number.
 
 mod database;
+pub mod export;
 mod importer;
 mod journal;
+pub mod postgres;
 pub mod query;
 mod record;
+mod rows;
 mod spans;
 mod writer;
 

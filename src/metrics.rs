@@ -16,8 +16,8 @@ pub mod pool;
 pub mod series;
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -32,6 +32,7 @@ use self::series::{Comparison, ModelTeams, TokenType, TokenTypes};
 use crate::clock::Stopwatch;
 use crate::config::{BackendKind, Config, Route};
 use crate::economics::{NanoUsd, PriceCard, Prices, Timestamp, TokenPrice};
+use crate::ledger::postgres::Shipping;
 use crate::ledger::{Outcome, UsageSource};
 
 /// What `GET /metrics` is served as.
@@ -102,6 +103,7 @@ struct Store {
     ledger_dropped: Counter,
     ledger_pending: Level,
     ledger_committed_at: Gauge,
+    shipping: OnceLock<Arc<Shipping>>,
     reload_success: Level,
     reloaded_at: Gauge,
     model_overflow: Counter,
@@ -309,6 +311,11 @@ impl Metrics {
         }
     }
 
+    /// The ledger is copied to Postgres; a second shipper would not be shown.
+    pub fn follow_shipping(&self, shipping: Arc<Shipping>) {
+        self.store.shipping.get_or_init(|| shipping);
+    }
+
     /// Rows became durable at `at`.
     pub fn ledger_committed(&self, rows: u64, at: Timestamp) {
         self.store.ledger_committed.add(rows);
@@ -416,6 +423,7 @@ impl Store {
             ledger_dropped: Counter::default(),
             ledger_pending: Level::default(),
             ledger_committed_at: Gauge::default(),
+            shipping: OnceLock::new(),
             reload_success: Level::default(),
             reloaded_at: Gauge::default(),
             model_overflow: Counter::default(),

@@ -12,10 +12,11 @@ use clap::{Args, ValueEnum};
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
 use crate::clock::Clock;
-use crate::config;
+use crate::config::postgres::is_postgres_url;
+use crate::config::{self, PostgresServer, PostgresSettings};
 use crate::economics::{NanoUsd, Timestamp};
 use crate::ledger::query::{self, Key, Row};
-use crate::ledger::{self, LedgerError};
+use crate::ledger::{self, LedgerError, postgres};
 
 /// Spend, tokens, savings and idle rent from the ledger.
 ///
@@ -40,9 +41,19 @@ pub struct ReportArgs {
     /// Configuration file that names the ledger.
     #[arg(long, value_name = "FILE", env = config::CONFIG_VARIABLE)]
     pub config: Option<PathBuf>,
-    /// The ledger itself, instead of the one in the configuration.
+    /// The ledger itself, instead of the one in the configuration: a file, or postgres://user@host/database.
     #[arg(long, value_name = "FILE", conflicts_with = "config")]
     pub ledger: Option<PathBuf>,
+    /// The ledgers of all proxies, from the database that `ledger.postgres` of the configuration names.
+    #[arg(long, conflicts_with = "ledger")]
+    pub postgres: bool,
+}
+
+/// Where a ledger is read.
+#[derive(Debug)]
+pub enum Source {
+    File(PathBuf),
+    Postgres(Box<PostgresSettings>),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
@@ -69,10 +80,15 @@ pub fn report(arguments: &ReportArgs, now: Timestamp, out: &mut impl Write) -> a
     {
         return Err(anyhow!("`--since` is not before `--until`: the range is empty"));
     }
-    let path = ledger_path(arguments.ledger.as_deref(), arguments.config.as_deref())?;
-    catch_up(&path, now);
+    let source = source(arguments.ledger.as_deref(), arguments.config.as_deref(), arguments.postgres)?;
     let by = if arguments.format == Format::Focus { focus::KEYS.as_slice() } else { &arguments.by };
-    let rows = query::totals(&path, since, until, by)?;
+    let rows = match source {
+        Source::File(path) => {
+            catch_up(&path, now);
+            query::totals(&path, since, until, by)?
+        }
+        Source::Postgres(settings) => runtime()?.block_on(postgres::totals(&settings, since, until, by))?,
+    };
     match arguments.format {
         Format::Table => table::write(&rows, by, out),
         Format::Json => write_json(&rows, by, out),
@@ -80,6 +96,32 @@ pub fn report(arguments: &ReportArgs, now: Timestamp, out: &mut impl Write) -> a
         Format::Focus => focus::write(&rows, out),
     }
     .context("cannot write the report")
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start to connect")
+}
+
+/// The ledger that the command line means.
+pub fn source(ledger: Option<&Path>, config: Option<&Path>, from_postgres: bool) -> anyhow::Result<Source> {
+    if let Some(url) = ledger.and_then(Path::to_str).filter(|text| is_postgres_url(text)) {
+        let server: PostgresServer = url.parse().map_err(|error| anyhow!("`--ledger` {error}"))?;
+        return Ok(Source::Postgres(Box::new(PostgresSettings::of(server))));
+    }
+    if !from_postgres {
+        return ledger_path(ledger, config).map(Source::File);
+    }
+    let file = config::find(config).ok_or_else(|| {
+        anyhow!("`--postgres` needs a configuration with `ledger.postgres`: name it with `--config`")
+    })?;
+    let settings = config::ledger_settings(&file)?.postgres.ok_or_else(|| {
+        anyhow!(
+            "`{}` has no `ledger.postgres`: write `postgres = {{ url = {{ env = \"DATABASE_URL\" }} }}` in \
+             `[ledger]`",
+            file.display()
+        )
+    })?;
+    Ok(Source::Postgres(Box::new(settings)))
 }
 
 /// Rows that a killed server left in the journal belong in the report. Where they cannot be imported, say on

@@ -20,6 +20,7 @@ use crate::config::reload::Watcher;
 use crate::config::{self, Config, Problems, QuickStart};
 use crate::economics::{NanoUsd, Work};
 use crate::gateway::{Gateway, books, keeper};
+use crate::ledger::postgres::Shipper;
 use crate::ledger::{Ledger, RentEntry};
 use crate::metrics::SpendKind;
 use crate::planner::Planner;
@@ -110,6 +111,7 @@ pub struct Proxy {
     planner: tokio::task::JoinHandle<()>,
     planner_stop: watch::Sender<bool>,
     fleets: Fleets,
+    shipper: Option<Shipper>,
     reloads: mpsc::Receiver<Reload>,
 }
 
@@ -123,6 +125,7 @@ impl Proxy {
         let ledger = Ledger::open(&config.ledger, clock.clone())?;
         let gateway = Gateway::new(config.clone(), clock, ledger)?;
         gateway.keys.refresh(&config, gateway.now())?;
+        let shipper = ship(&config, &gateway)?;
         let listener = bind(config.server.listen).await?;
         let admin_listener = bind(config.server.admin_listen).await?;
         let address = listener.local_addr()?;
@@ -159,6 +162,7 @@ impl Proxy {
             planner,
             planner_stop,
             fleets,
+            shipper,
             reloads,
         })
     }
@@ -222,6 +226,9 @@ impl Proxy {
         if !self.gateway.ledger.flush().await {
             warn!("the ledger has not imported everything; the next start will, from its journal");
         }
+        if let Some(shipper) = self.shipper.take() {
+            shipper.finish().await;
+        }
         info!("stopped");
     }
 
@@ -268,6 +275,14 @@ impl Proxy {
         }
         applied
     }
+}
+
+/// Begins to copy the ledger to Postgres, if the configuration says where.
+fn ship(config: &Config, gateway: &Gateway) -> anyhow::Result<Option<Shipper>> {
+    let Some(postgres) = config.ledger.postgres.clone() else { return Ok(None) };
+    let shipper = Shipper::start(postgres, &config.ledger.path, gateway.clock.clone())?;
+    gateway.metrics.follow_shipping(shipper.shipping());
+    Ok(Some(shipper))
 }
 
 /// The loops that look after the replicas of each backend in force.

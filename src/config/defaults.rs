@@ -37,6 +37,13 @@ pub const DRAIN_TIMEOUT: Duration = minutes(10);
 
 /// In the working directory.
 pub const LEDGER_PATH: &str = "breakeven.db";
+/// Some 600 KiB in memory, and a transaction of some tens of milliseconds.
+pub const POSTGRES_BATCH_ROWS: u64 = 2000;
+pub const MOST_POSTGRES_BATCH_ROWS: u64 = 20_000;
+/// A server across an ocean, or one that is starting.
+pub const POSTGRES_CONNECT_TIMEOUT: Duration = seconds(10);
+/// Beyond it a batch is better tried anew: nothing waits for it but the next.
+pub const POSTGRES_STATEMENT_TIMEOUT: Duration = seconds(30);
 
 /// Long enough to average single calls out, short enough to follow the day.
 pub const WINDOW: Duration = minutes(10);

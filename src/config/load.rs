@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::validate::{self, Secrets, Surroundings};
-use super::{Config, Place, Problem, Problems, defaults};
+use super::{Config, LedgerSettings, Place, Problem, Problems, defaults};
 
 /// Names the configuration file when `--config` does not.
 pub const CONFIG_VARIABLE: &str = "BREAKEVEN_CONFIG";
@@ -32,6 +32,26 @@ impl Config {
     }
 }
 
+/// The ledger's part of the configuration in a file. Problems of other parts, and their secrets, do not matter.
+pub fn ledger_settings(path: &Path) -> Result<LedgerSettings, Problems> {
+    let read = |path: &Path| std::fs::read_to_string(path);
+    let (origin, text) = read_text(path, &read)?;
+    let folder = path.parent().unwrap_or(Path::new(""));
+    validate::ledger_settings(
+        &text,
+        &origin,
+        &Surroundings { env: &variable, read: &read, folder, secrets: Secrets::Needed },
+    )
+}
+
+fn read_text(path: &Path, read: &dyn Fn(&Path) -> io::Result<String>) -> Result<(String, String), Problems> {
+    let origin = path.display().to_string();
+    let text = read(path).map_err(|error| {
+        Problems::one(&origin, format!("cannot read it: {error}"), "name another file with `--config`")
+    })?;
+    Ok((origin, text))
+}
+
 /// As [`Config::load`], through the caller's way to read files.
 pub(super) fn load_reading(
     path: &Path,
@@ -45,10 +65,7 @@ fn load_with(
     read: &dyn Fn(&Path) -> io::Result<String>,
     secrets: Secrets,
 ) -> Result<Config, Problems> {
-    let origin = path.display().to_string();
-    let text = read(path).map_err(|error| {
-        Problems::one(&origin, format!("cannot read it: {error}"), "name another file with `--config`")
-    })?;
+    let (origin, text) = read_text(path, read)?;
     let folder = path.parent().unwrap_or(Path::new(""));
     validate::parse(&text, &origin, &Surroundings { env: &variable, read, folder, secrets })
 }

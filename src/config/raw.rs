@@ -118,10 +118,24 @@ tables! {
         fsync: At<Fsync>,
         /// While it cannot record, `refuse` new calls with 503 or `continue` and count what is unrecorded. Default: `refuse`.
         when_unavailable: At<WhenUnavailable>,
-        /// A copy for many replicas.
-        #[schemars(skip)]
-        #[expect(dead_code, reason = "it is a problem as soon as it is read")]
-        postgres: NotInThisBuild,
+        /// A copy of every row in one Postgres database, for many proxies. Default: none.
+        postgres: At<RawPostgres>,
+    }
+
+    /// A Postgres database that a copy of every row goes to.
+    RawPostgres {
+        /// The server as `postgres://user:password@host:5432/database?sslmode=verify-full`, which is a secret. `sslmode` is `verify-full` or `disable`; default: `disable` on this machine, else `verify-full`.
+        url: At<SecretReference>,
+        /// Certificates that the server's is verified against, in PEM. Default: the public authorities.
+        ca_file: At<String>,
+        /// What this proxy is called in the table `ledgers`. Default: the name of its host.
+        instance: At<String>,
+        /// Most rows of one transaction, 1 to 20000. Default: 2000.
+        batch_rows: At<Count>,
+        /// Longest time to connect. Default: `10s`.
+        connect_timeout: At<Time>,
+        /// Longest time of one statement. Default: `30s`.
+        statement_timeout: At<Time>,
     }
 
     /// When traffic changes sides.

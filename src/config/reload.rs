@@ -83,6 +83,7 @@ impl Config {
             ("server.workers", self.server.workers != new.server.workers),
             ("ledger.path", self.ledger.path != new.ledger.path),
             ("ledger.fsync", self.ledger.fsync != new.ledger.fsync),
+            ("ledger.postgres", self.ledger.postgres != new.ledger.postgres),
             ("metrics.max_series", self.metrics.max_series != new.metrics.max_series),
             ("log.format", self.log.format != new.log.format),
         ];

@@ -5,6 +5,7 @@
 
 mod backends;
 mod budgets;
+mod postgres;
 mod prices;
 mod routes;
 
@@ -56,6 +57,25 @@ pub(super) fn parse(text: &str, origin: &str, surroundings: &Surroundings<'_>) -
             problems.sort_by_key(|problem| problem.place.line);
             Err(Problems { origin: origin.to_owned(), problems })
         }
+    }
+}
+
+/// The ledger's part of a configuration, whatever is wrong with the rest: a report needs nothing else, and none of
+/// the other secrets.
+pub(super) fn ledger_settings(
+    text: &str,
+    origin: &str,
+    surroundings: &Surroundings<'_>,
+) -> Result<LedgerSettings, Problems> {
+    let mut checker = Checker { findings: Findings::new(text), surroundings };
+    let settings = checker.read(text).map(|raw| checker.ledger(raw.ledger.as_ref()));
+    let mut problems = checker.findings.problems;
+    if settings.is_some() {
+        problems.retain(|problem| problem.place.path.starts_with("ledger"));
+    }
+    match settings {
+        Some(settings) if problems.is_empty() => Ok(settings),
+        _ => Err(Problems { origin: origin.to_owned(), problems }),
     }
 }
 
@@ -235,6 +255,7 @@ impl Checker<'_> {
                 .when_unavailable
                 .as_ref()
                 .map_or(WhenUnavailable::Refuse, |choice| choice.value),
+            postgres: raw.postgres.as_ref().and_then(|postgres| self.postgres(postgres)),
         }
     }
 

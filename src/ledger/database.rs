@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Statement, params};
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Statement, TransactionBehavior, params};
 use tracing::{error, info};
 use uuid::Uuid;
 
@@ -25,7 +25,7 @@ pub(super) const SCHEMA_VERSION: u32 = 2;
 const CACHED_LABELS: usize = 16_384;
 
 /// How long a statement waits for another process, such as a `VACUUM` by hand.
-const BUSY_WAIT: Duration = Duration::from_secs(5);
+pub(super) const BUSY_WAIT: Duration = Duration::from_secs(5);
 
 /// Pages of the write-ahead log that are gathered before they move to the file (16 MiB).
 const CHECKPOINT_PAGES: u32 = 4096;
@@ -121,11 +121,7 @@ impl Database {
     }
 
     pub(super) fn ledger_id(&self) -> Result<Uuid, LedgerError> {
-        let text = self
-            .connection
-            .query_row("SELECT value FROM meta WHERE key = 'ledger_id'", [], |row| row.get::<_, String>(0))
-            .map_err(|source| self.error(source))?;
-        Uuid::parse_str(&text).map_err(|_| LedgerError::NotALedger { path: self.path.clone() })
+        ledger_id(&self.connection, &self.path)
     }
 
     /// Inserts the records of a piece that begins at `from` and moves the cursor to where their last one ends, or
@@ -143,7 +139,8 @@ impl Database {
     }
 
     fn try_insert(&mut self, records: &mut Records<'_>, from: Cursor) -> rusqlite::Result<(u64, Cursor)> {
-        let transaction = self.connection.transaction()?;
+        // At once a writer's: one that begins as a reader's fails when the shipper has moved its cursor meanwhile.
+        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let mut frontier = self.frontier;
         let mut rows = 0;
         {
@@ -180,6 +177,14 @@ impl Database {
         let restored = set("normal");
         moved.and(restored).map_err(|source| self.error(source))
     }
+}
+
+/// The id that a ledger was born with.
+pub(super) fn ledger_id(connection: &Connection, path: &Path) -> Result<Uuid, LedgerError> {
+    let text = connection
+        .query_row("SELECT value FROM meta WHERE key = 'ledger_id'", [], |row| row.get::<_, String>(0))
+        .map_err(|source| LedgerError::Sqlite { path: path.to_owned(), source })?;
+    Uuid::parse_str(&text).map_err(|_| LedgerError::NotALedger { path: path.to_owned() })
 }
 
 fn move_cursor(connection: &Connection, cursor: Cursor) -> rusqlite::Result<()> {

@@ -4,7 +4,7 @@
 //! server runs, and with the next start or report when one was killed. A time range holds its start and not its
 //! end, and a call belongs to the instant at which it closed, because that is when it was charged.
 
-mod totals;
+pub(super) mod totals;
 
 use std::borrow::Cow;
 use std::path::Path;
@@ -327,6 +327,7 @@ mod tests {
             path: path.clone(),
             fsync: crate::config::Fsync::Batch,
             when_unavailable: crate::config::WhenUnavailable::Refuse,
+            postgres: None,
         };
         drop(super::super::Ledger::open(&settings, crate::clock::Clock::manual(Timestamp::ZERO)).unwrap());
         let explain = format!("EXPLAIN QUERY PLAN {VOLUME}");

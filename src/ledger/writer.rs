@@ -116,7 +116,8 @@ fn pause(shared: &Shared, seen: u64, is_failing: bool) {
     }
 }
 
-fn root_cause(error: &dyn std::error::Error) -> String {
+/// What is at the bottom of an error; empty when it has no cause.
+pub(super) fn root_cause(error: &dyn std::error::Error) -> String {
     std::iter::successors(error.source(), |error| error.source())
         .last()
         .map(ToString::to_string)

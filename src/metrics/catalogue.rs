@@ -133,6 +133,14 @@ families! {
         "Records accepted and not yet durable."
     LEDGER_COMMIT_TIME Gauge "breakeven_ledger_commit_timestamp_seconds" []
         "When the last record became durable."
+    LEDGER_SHIPPED Counter "breakeven_ledger_shipped_records_total" []
+        "Records copied to Postgres."
+    LEDGER_UNSHIPPED Gauge "breakeven_ledger_unshipped_records" []
+        "Records that are not in Postgres yet; they wait in the proxy's own ledger."
+    LEDGER_SHIP_FAILURES Counter "breakeven_ledger_ship_failures_total" []
+        "Times that Postgres could not be reached or written."
+    LEDGER_SHIP_TIME Gauge "breakeven_ledger_ship_timestamp_seconds" []
+        "When Postgres last took what there was; absent before the first time, and without `ledger.postgres`."
     RECONCILIATION_DRIFT Gauge "breakeven_reconciliation_drift_ratio" ["backend"]
         "(own total - provider invoice) / invoice, last closed day."
 

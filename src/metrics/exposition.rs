@@ -13,6 +13,7 @@ use super::pool::PoolSeries;
 use super::series::{ModelTeams, Series};
 use super::{ModelShared, Store};
 use crate::economics::Reason;
+use crate::ledger::postgres::Shipping;
 use crate::ledger::{Outcome, UsageSource};
 
 /// The bridge to the `prometheus` registry.
@@ -187,6 +188,9 @@ impl Page {
         self.count(family::LEDGER_RECORDS, &["dropped"], store.ledger_dropped.get());
         self.level(family::LEDGER_PENDING, &[], store.ledger_pending.get());
         self.gauge(family::LEDGER_COMMIT_TIME, &[], &store.ledger_committed_at);
+        if let Some(shipping) = store.shipping.get() {
+            self.shipping(shipping);
+        }
         self.level(family::RELOAD_SUCCESS, &[], store.reload_success.get());
         self.gauge(family::RELOAD_TIME, &[], &store.reloaded_at);
         self.count(family::LABEL_OVERFLOW, &["model"], store.model_overflow.get());
@@ -196,6 +200,16 @@ impl Page {
         self.count(family::PANICS, &[], store.panics.get());
         self.gauge(family::RENDER_DURATION, &[], &store.render_duration);
         self.number(family::BUILD_INFO, &[env!("CARGO_PKG_VERSION"), super::REVISION], 1.0);
+    }
+
+    /// The copy in Postgres, of proxies that have one.
+    fn shipping(&mut self, shipping: &Shipping) {
+        self.count(family::LEDGER_SHIPPED, &[], shipping.rows());
+        self.count(family::LEDGER_UNSHIPPED, &[], shipping.waiting());
+        self.count(family::LEDGER_SHIP_FAILURES, &[], shipping.failures());
+        if let Some(at) = shipping.shipped_at() {
+            self.number(family::LEDGER_SHIP_TIME, &[], super::instruments::seconds(at));
+        }
     }
 
     #[expect(clippy::cast_precision_loss, reason = "Prometheus has floats only; exact up to 2^53")]

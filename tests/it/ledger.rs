@@ -18,7 +18,7 @@ use uuid::Uuid;
 const NOON: u64 = 1_800_014_400;
 
 pub(crate) fn settings(path: &Path, fsync: Fsync) -> LedgerSettings {
-    LedgerSettings { path: path.to_owned(), fsync, when_unavailable: WhenUnavailable::Refuse }
+    LedgerSettings { path: path.to_owned(), fsync, when_unavailable: WhenUnavailable::Refuse, postgres: None }
 }
 
 pub(crate) fn open(path: &Path) -> Ledger {
@@ -66,7 +66,7 @@ pub(crate) fn api_call(id: u64, second: u64) -> Entry<'static> {
     }
 }
 
-fn gpu_call(id: u64, second: u64, cost: i64) -> Entry<'static> {
+pub(crate) fn gpu_call(id: u64, second: u64, cost: i64) -> Entry<'static> {
     Entry {
         backend: "gpu".into(),
         served_model: "llama".into(),
@@ -79,7 +79,7 @@ fn gpu_call(id: u64, second: u64, cost: i64) -> Entry<'static> {
     }
 }
 
-fn rent(second: u64, rent: i64, attributed: i64) -> RentEntry {
+pub(crate) fn rent(second: u64, rent: i64, attributed: i64) -> RentEntry {
     RentEntry {
         backend: "gpu".into(),
         from: at(second),
@@ -383,7 +383,7 @@ async fn the_readable_view_shows_names_times_and_exact_dollars() {
     assert_eq!(shown, expected);
 }
 
-fn report(arguments: &[&str]) -> anyhow::Result<String> {
+pub(crate) fn report(arguments: &[&str]) -> anyhow::Result<String> {
     #[derive(clap::Parser)]
     struct Program {
         #[command(flatten)]

@@ -1,11 +1,13 @@
 //! The scrape as Prometheus sees it: complete from the start, bounded, exact in money.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use breakeven::config::{self, Config};
 use breakeven::economics::{NanoUsd, Reason, Timestamp, Usage, Work};
 use breakeven::gateway::books::Books;
+use breakeven::ledger::postgres::Shipping;
 use breakeven::ledger::query::{self, Row};
 use breakeven::ledger::{Entry, Outcome, UsageSource};
 use breakeven::metrics::{
@@ -158,6 +160,9 @@ impl Scrape {
 fn everything_happens(metrics: &Metrics) {
     let at = Timestamp::from_secs(1_800_000_000);
     let usd = NanoUsd::from_nanos(1_000_000_000);
+    let shipping = Arc::new(Shipping::default());
+    shipping.note(3, 0, at);
+    metrics.follow_shipping(shipping);
     let series = metrics.series("openai", "chat", "");
     series.finished(Outcome::Success);
     series.tokens(&Usage::new(10, 20), 0);

@@ -8,6 +8,7 @@ mod fairness;
 mod http2;
 mod kill;
 mod overload;
+mod postgres;
 mod smuggling;
 mod soak;
 mod steering;
@@ -21,15 +22,10 @@ use std::time::Duration;
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
-use crate::support::Http;
+use crate::support::{Http, free_address};
 
 /// Below the folder of a process.
 const LEDGER: &str = "ledger/breakeven.db";
-
-/// Free ports of the loopback, for a process that must be told its own.
-fn free_address() -> SocketAddr {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
-}
 
 /// `breakeven serve` as a process of its own, with a folder of its own.
 struct Served {

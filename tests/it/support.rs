@@ -1,5 +1,6 @@
 //! What the tests share: a plain HTTP client and a reader of event streams.
 
+pub(crate) mod postgres;
 pub(crate) mod proxy;
 
 use bytes::{Buf, Bytes};
@@ -10,6 +11,11 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde_json::Value;
+
+/// Free ports of the loopback, for a process that must be told its own.
+pub(crate) fn free_address() -> std::net::SocketAddr {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
 
 /// A client that adds nothing to a request and decodes nothing of an answer.
 #[derive(Debug, Clone)]

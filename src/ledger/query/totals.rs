@@ -194,28 +194,82 @@ fn group(connection: &Connection, range: (i64, i64), by: &[Key]) -> rusqlite::Re
     // One snapshot for calls and rent, whatever is written meanwhile.
     let _snapshot = connection.unchecked_transaction()?;
     let labels = read_labels(connection)?;
-    let mut groups = BTreeMap::<Vec<String>, Row>::new();
-    let splits_rent = by.iter().all(Key::splits_rent);
-    let rented = if splits_rent { HashSet::new() } else { rented_backends(connection)? };
-    for (group, mut row) in sum_calls(connection, range, by)? {
+    let mut grouping = Grouping::new(by);
+    if grouping.needs_rented_backends() {
+        grouping.rented = rented_backends(connection)?;
+    }
+    for (group, row) in sum_calls(connection, range, by)? {
         let names = &labels[&group.label];
-        if !rented.contains(&names[backend_index()]) {
+        grouping.add_calls(group, names, row);
+    }
+    add_rent(connection, range, &mut grouping)?;
+    Ok(grouping.into_rows())
+}
+
+/// The rows of a report in the making, from whichever database the sums come.
+#[derive(Debug)]
+pub(in crate::ledger) struct Grouping<'a> {
+    by: &'a [Key],
+    splits_rent: bool,
+    /// Backends that have any rent.
+    pub(in crate::ledger) rented: HashSet<String>,
+    groups: BTreeMap<Vec<String>, Row>,
+}
+
+impl<'a> Grouping<'a> {
+    pub(in crate::ledger) fn new(by: &'a [Key]) -> Self {
+        let splits_rent = by.iter().all(Key::splits_rent);
+        Self { by, splits_rent, rented: HashSet::new(), groups: BTreeMap::new() }
+    }
+
+    /// Whether `rented` must be set before calls are added.
+    pub(in crate::ledger) const fn needs_rented_backends(&self) -> bool {
+        !self.splits_rent
+    }
+
+    /// Adds calls whose names, in the order of [`LABELS`], are the same. Their `rent` is what they cost without
+    /// failed attempts: their share of the rent, if their backend is rented.
+    pub(in crate::ledger) fn add_calls(&mut self, group: Group, names: &[String], mut row: Row) {
+        if !self.rented.contains(&names[backend_index()]) {
             row.rent = NanoUsd::ZERO;
         }
-        groups.entry(group.keys(by, names)).or_default().add(&row);
+        self.groups.entry(group.keys(self.by, names)).or_default().add(&row);
     }
-    add_rent(connection, range, by, splits_rent, &mut groups)?;
-    Ok(groups.into_iter().map(|(keys, row)| Row { keys, ..row }).collect())
+
+    /// Adds the rent of a backend for an interval that begins at `from`.
+    pub(in crate::ledger) fn add_rent(
+        &mut self,
+        backend: &str,
+        from: Timestamp,
+        rent: NanoUsd,
+        idle: NanoUsd,
+    ) {
+        let from = from.as_millis();
+        let value = |key: &Key| match key {
+            Key::Day => bucket_name(key, from - from % DAY_MILLIS),
+            Key::Hour => bucket_name(key, from - from % HOUR_MILLIS),
+            Key::Backend => backend.to_owned(),
+            _ => IDLE.to_owned(),
+        };
+        let group = self.groups.entry(self.by.iter().map(value).collect()).or_default();
+        group.rent += if self.splits_rent { rent } else { idle };
+        group.idle += idle;
+    }
+
+    pub(in crate::ledger) fn into_rows(self) -> Vec<Row> {
+        self.groups.into_iter().map(|(keys, row)| Row { keys, ..row }).collect()
+    }
 }
 
 /// What the calls of a group have in common before names are looked up.
 #[derive(Debug, PartialEq, Eq, Hash)]
-struct Group {
-    label: i64,
+pub(in crate::ledger) struct Group {
+    pub(in crate::ledger) label: i64,
     /// Start of the day or hour, or zero.
-    bucket: u64,
-    outcome: i64,
-    tags: Vec<String>,
+    pub(in crate::ledger) bucket: u64,
+    pub(in crate::ledger) outcome: i64,
+    /// Values of the tags that it is grouped by.
+    pub(in crate::ledger) tags: Vec<String>,
 }
 
 impl Group {
@@ -232,8 +286,6 @@ impl Group {
     }
 }
 
-/// Sums per group. `rent` holds the calls' costs without failed attempts: their share of the rent, if their
-/// backend is rented.
 fn sum_calls(
     connection: &Connection,
     range: (i64, i64),
@@ -245,16 +297,15 @@ fn sum_calls(
                FROM calls WHERE n >= ?1 AND n < ?2 AND closed_at >= ?3 AND closed_at < ?4";
     let width = bucket_width(by);
     let by_outcome = by.contains(&Key::Outcome);
-    let tag_names: Vec<_> =
-        by.iter().filter_map(|key| if let Key::Tag(name) = key { Some(name) } else { None }).collect();
+    let by_tags = by.iter().any(|key| matches!(key, Key::Tag(_)));
     let mut groups = HashMap::<Group, Row>::new();
     let read = |row: &rusqlite::Row<'_>| {
         let closed_at = count(row, 1)?;
-        let tags = if tag_names.is_empty() {
-            Vec::new()
-        } else {
+        let tags = if by_tags {
             let tags: Option<String> = row.get(11)?;
-            tag_names.iter().map(|name| tag_value(tags.as_deref().unwrap_or_default(), name)).collect()
+            tag_values(tags.as_deref().unwrap_or_default(), by)
+        } else {
+            Vec::new()
         };
         let group = Group {
             label: row.get(0)?,
@@ -288,26 +339,12 @@ fn sum_calls(
     Ok(groups)
 }
 
-fn add_rent(
-    connection: &Connection,
-    range: (i64, i64),
-    by: &[Key],
-    splits_rent: bool,
-    groups: &mut BTreeMap<Vec<String>, Row>,
-) -> rusqlite::Result<()> {
+fn add_rent(connection: &Connection, range: (i64, i64), grouping: &mut Grouping<'_>) -> rusqlite::Result<()> {
     let sql = "SELECT backend, from_at, rent, idle FROM rent WHERE from_at >= ?1 AND from_at < ?2";
     let read = |row: &rusqlite::Row<'_>| {
-        let (backend, from): (String, _) = (row.get(0)?, count(row, 1)?);
+        let (backend, from): (String, _) = (row.get(0)?, Timestamp::from_millis(count(row, 1)?));
         let (rent, idle) = (NanoUsd::from_nanos(row.get(2)?), NanoUsd::from_nanos(row.get(3)?));
-        let value = |key: &Key| match key {
-            Key::Day => bucket_name(key, from - from % DAY_MILLIS),
-            Key::Hour => bucket_name(key, from - from % HOUR_MILLIS),
-            Key::Backend => backend.clone(),
-            _ => IDLE.to_owned(),
-        };
-        let group = groups.entry(by.iter().map(value).collect()).or_default();
-        group.rent += if splits_rent { rent } else { idle };
-        group.idle += idle;
+        grouping.add_rent(&backend, from, rent, idle);
         Ok(())
     };
     visit_query(connection, sql, params![range.0, range.1], read, drop)
@@ -345,7 +382,7 @@ fn backend_index() -> usize {
 }
 
 /// The finest bucket asked for: an hour lies in one day.
-fn bucket_width(by: &[Key]) -> Option<u64> {
+pub(in crate::ledger) fn bucket_width(by: &[Key]) -> Option<u64> {
     if by.contains(&Key::Hour) { Some(HOUR_MILLIS) } else { by.contains(&Key::Day).then_some(DAY_MILLIS) }
 }
 
@@ -353,6 +390,12 @@ fn bucket_name(key: &Key, start: u64) -> String {
     let format = if *key == Key::Day { "%Y-%m-%d" } else { "%Y-%m-%dT%H:00Z" };
     jiff::Timestamp::from_millisecond(signed(start))
         .map_or_else(|_| start.to_string(), |start| start.strftime(format).to_string())
+}
+
+/// The values of the tags among the keys, in their order.
+pub(in crate::ledger) fn tag_values(tags: &str, by: &[Key]) -> Vec<String> {
+    let value = |key: &Key| if let Key::Tag(name) = key { Some(tag_value(tags, name)) } else { None };
+    by.iter().filter_map(value).collect()
 }
 
 /// The value of `name` in `a=1,b=2`.

@@ -20,7 +20,7 @@ const CLIENTS: usize = 16;
 const ROOM: Duration = Duration::from_secs(2);
 
 /// Calls until the proxy is gone; tells the id of each whose end was seen.
-async fn call_on(url: String, streams: bool, ended: mpsc::UnboundedSender<String>) {
+pub(super) async fn call_on(url: String, streams: bool, ended: mpsc::UnboundedSender<String>) {
     let http = Http::new(&url);
     let body = with(chat(MODEL), json!({"stream": streams}));
     loop {
