@@ -69,6 +69,45 @@ fn what_it_says_of_a_setting_without_counterpart_is_a_comment() {
 }
 
 #[test]
+fn a_key_that_stood_in_the_file_is_not_confused_with_another_of_that_name() {
+    let yaml = "model_list:
+  - {model_name: a, litellm_params: {model: gpt-4o, api_key: os.environ/OPENAI_API_KEY}}
+  - {model_name: b, litellm_params: {model: openai/m, api_base: os.environ/BASE, api_key: sk-of-another}}
+";
+    let text = converted(yaml).text;
+    assert!(text.contains("api_key = { env = \"OPENAI_API_KEY\" }\n"), "{text}");
+    assert!(
+        text.contains("api_key = { env = \"OPENAI_2_API_KEY\" }   # it was in config.yaml itself"),
+        "{text}"
+    );
+}
+
+#[test]
+fn azure_wildcards_budgets_and_costs_are_carried_over_or_named() {
+    let yaml = "model_list:
+  - {model_name: gpt-4o, litellm_params: {model: azure/mine, api_base: \"https://a.openai.azure.com/\", api_key: os.environ/AZURE_API_KEY, api_version: '2024-10-21'}}
+  - {model_name: llama, litellm_params: {model: hosted_vllm/l, api_base: \"http://10.0.0.1:8000/v1\", input_cost_per_token: 1.0e-7}}
+  - {model_name: 'vllm/*', litellm_params: {model: 'hosted_vllm/*', api_base: \"http://vllm:8000/v1\"}}
+  - {litellm_params: {model: gpt-4o}}
+litellm_settings: {max_budget: 100, budget_duration: 30d}
+general_settings: {master_key: sk-canary}
+";
+    let text = converted(yaml).text;
+    for line in [
+        "base_url = \"https://a.openai.azure.com/openai/v1\"",
+        "  { backend = \"azure\", model = \"mine\" },",
+        "[budgets.all]\nusd = 100\nperiod = \"month\"",
+        "model_list[2] `llama`: `input_cost_per_token`, `output_cost_per_token`: a self-hosted server costs its rent",
+        "model_list[3] `vllm/*`: a self-hosted server serves the models of routes",
+        "model_list[4]: it has no `model_name`",
+    ] {
+        assert!(text.contains(line), "`{line}` is not in\n{text}");
+    }
+    assert!(!text.contains("http://vllm:8000"), "a backend that no route offers is no backend\n{text}");
+    assert_eq!(problems(&completed(&text)), [""; 0]);
+}
+
+#[test]
 fn names_that_toml_would_read_otherwise_are_quoted() {
     let yaml = "model_list:\n  - model_name: \"a\\\"b\\\\ \\u007f\"\n    litellm_params: {model: gpt-4o}\n";
     assert_eq!(problems(&converted(yaml).text), [""; 0]);

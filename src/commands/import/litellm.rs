@@ -42,6 +42,7 @@ pub fn convert(yaml: &str) -> anyhow::Result<Converted> {
     for (index, entry) in list.iter().enumerate() {
         plan.add(index, entry);
     }
+    plan.part_keys();
     plan.put_wildcard_first();
     plan.read_aliases(&root);
     plan.add_fallbacks(&root);
@@ -133,7 +134,10 @@ impl Plan {
         let empty = Map::new();
         let group = text(entry, "model_name").unwrap_or_default();
         let params = entry.get("litellm_params").and_then(Value::as_object).unwrap_or(&empty);
-        let place = format!("model_list[{}] `{}`", index + 1, plain(&group));
+        let place = match group.as_str() {
+            "" => format!("model_list[{}]", index + 1),
+            group => format!("model_list[{}] `{}`", index + 1, plain(group)),
+        };
         let Some(model) = params.get("model").and_then(Value::as_str).filter(|_| !group.is_empty()) else {
             self.lost.push((place, "it has no `model_name`, or no `litellm_params.model`".to_owned()));
             return;
@@ -152,6 +156,16 @@ impl Plan {
         }
         let key = key(params.get("api_key"), &target);
         let is_wildcard = group.contains('*') || target.model.contains('*');
+        if is_wildcard && target.kind != Kind::Api {
+            let why = "a self-hosted server serves the models of routes: write one with the names that are asked for";
+            self.lost.push((place, why.to_owned()));
+            return;
+        }
+        if target.kind != Kind::Api && params.keys().any(|name| name.ends_with("_cost_per_token")) {
+            let why = "a self-hosted server costs its rent: see `hourly_usd`";
+            self.lost
+                .push((format!("{place}: `input_cost_per_token`, `output_cost_per_token`"), why.to_owned()));
+        }
         let backend = self.backend(&target, key, params, (group.clone(), target.model.clone()));
         if is_wildcard {
             self.lost
@@ -231,6 +245,27 @@ impl Plan {
                 );
                 self.lost.push((place.to_owned(), why));
             }
+        }
+    }
+
+    /// A key that stood in the file may be another than the one in the variable of that name, and is not to be
+    /// confused with it: one server's key would go to another.
+    fn part_keys(&mut self) {
+        let mut taken: Vec<String> = self
+            .backends
+            .iter()
+            .filter_map(|backend| backend.key.as_ref().filter(|key| !key.was_written_out))
+            .map(|key| key.variable.clone())
+            .collect();
+        for backend in &mut self.backends {
+            let Some(key) = backend.key.as_mut().filter(|key| key.was_written_out) else { continue };
+            let stem = key.variable.trim_end_matches("_API_KEY").to_owned();
+            let mut number = 1;
+            while taken.contains(&key.variable) {
+                number += 1;
+                key.variable = format!("{stem}_{number}_API_KEY");
+            }
+            taken.push(key.variable.clone());
         }
     }
 

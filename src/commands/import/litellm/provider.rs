@@ -69,9 +69,12 @@ const SERVERS: [(&str, Server, &str); 7] = [
     ("xinference", Server::Other, "http://127.0.0.1:9997/v1"),
 ];
 
+/// Azure's OpenAI service: its paths below [`AZURE_PATH`] are OpenAI's, and its key may be a bearer token there.
+const AZURE: &str = "azure";
+const AZURE_PATH: &str = "/openai/v1";
+
 /// Prefixes of services with protocols of their own.
-const FOREIGN: [&str; 10] = [
-    "azure",
+const FOREIGN: [&str; 9] = [
     "azure_ai",
     "bedrock",
     "vertex_ai",
@@ -86,6 +89,9 @@ const FOREIGN: [&str; 10] = [
 /// Who serves `model`, by its prefix and its address; or why nobody does.
 pub(super) fn target(model: &str, custom: Option<&str>, base: Option<&str>) -> Result<Target, String> {
     let (provider, name) = split(model, custom);
+    if provider == AZURE {
+        return azure(name, base);
+    }
     if FOREIGN.contains(&provider) {
         return Err(format!("`{provider}` does not speak OpenAI's protocol"));
     }
@@ -113,6 +119,25 @@ pub(super) fn target(model: &str, custom: Option<&str>, base: Option<&str>) -> R
         base_url,
         address_variable: variable,
         key_variable,
+    })
+}
+
+/// A deployment at Azure: its resource is the backend, its own name the model's.
+fn azure(deployment: &str, base: Option<&str>) -> Result<Target, String> {
+    let Some(base) = base else {
+        return Err("it has no `api_base`, which is that of your Azure resource".to_owned());
+    };
+    let variable = base.strip_prefix("os.environ/").map(str::to_owned);
+    let origin = |url: &str| {
+        url.split_once("/openai").map_or(url, |(origin, _)| origin).trim_end_matches('/').to_owned()
+    };
+    Ok(Target {
+        kind: Kind::Api,
+        name: AZURE.to_owned(),
+        model: deployment.to_owned(),
+        base_url: variable.is_none().then(|| format!("{}{AZURE_PATH}", origin(base))),
+        address_variable: variable,
+        key_variable: "AZURE_API_KEY".to_owned(),
     })
 }
 
@@ -200,6 +225,7 @@ pub(super) fn why_lost(name: &str) -> &'static str {
         "rpm" | "tpm" => {
             "backends are protected by `capacity` and by the API's own answers, not by fixed rates"
         }
+        "api_version" => "Azure's `/openai/v1` needs none",
         "weight" | "order" => "cost decides; `policy = \"split\"` has a fixed share",
         "stream_timeout" => "see `timeouts` of the backend",
         "max_retries" | "num_retries" => "see [retry]",
@@ -243,7 +269,13 @@ mod tests {
             ),
             ("ollama/llama3", None, "own ollama llama3 http://127.0.0.1:11434/v1"),
             ("openai/m", Some("os.environ/BASE"), "api openai m BASE"),
-            ("azure/d", Some("https://x.openai.azure.com"), "`azure` does not speak OpenAI's protocol"),
+            (
+                "azure/d",
+                Some("https://x.openai.azure.com/"),
+                "api azure d https://x.openai.azure.com/openai/v1",
+            ),
+            ("azure/d", None, "it has no `api_base`, which is that of your Azure resource"),
+            ("bedrock/d", None, "`bedrock` does not speak OpenAI's protocol"),
         ] {
             assert_eq!(seen(model, base), expected);
         }

@@ -6,7 +6,7 @@ use super::super::toml_text::{Text, bare, plain, quoted, unique};
 use super::{Backend, Converted, Kind, Offer, Plan, Route, number};
 
 /// Settings outside of `model_list` that are carried over, or said elsewhere.
-const UNDERSTOOD: [&str; 10] = [
+const UNDERSTOOD: [&str; 12] = [
     "router_settings.model_group_alias",
     "router_settings.fallbacks",
     "litellm_settings.fallbacks",
@@ -17,6 +17,8 @@ const UNDERSTOOD: [&str; 10] = [
     "router_settings.timeout",
     "litellm_settings.request_timeout",
     "general_settings.master_key",
+    "litellm_settings.max_budget",
+    "litellm_settings.budget_duration",
 ];
 
 const SECTIONS: [&str; 3] = ["router_settings", "litellm_settings", "general_settings"];
@@ -36,10 +38,12 @@ pub(super) fn write(plan: &Plan, root: &Value) -> Converted {
     out.line("listen = \"127.0.0.1:4000\"   # LiteLLM's port; it listens on all addresses by default");
     if root.pointer("/general_settings/master_key").is_some() {
         out.comment(
-            "LiteLLM's keys are not known here and not checked: keep this port to those who may use it.",
+            "LiteLLM's keys are not known here and not checked: keep this port to those who may use it,",
         );
+        out.comment("or make new ones with `breakeven keys create` and write `mode = \"keys\"` in [auth].");
     }
     write_retry(&mut out, root);
+    write_budget(&mut out, root);
     for backend in &plan.backends {
         write_backend(&mut out, backend, root);
     }
@@ -56,6 +60,24 @@ fn write_retry(out: &mut Text, root: &Value) {
         let attempts = retries.saturating_add(1).min(MOST_ATTEMPTS);
         out.line(format!("max_attempts = {attempts}   # the first and `num_retries`"));
     }
+}
+
+/// What everybody may spend together.
+fn write_budget(out: &mut Text, root: &Value) {
+    let budget = root.pointer("/litellm_settings/max_budget").and_then(number).filter(|usd| *usd > 0.0);
+    let Some(usd) = budget else { return };
+    let written = root.pointer("/litellm_settings/budget_duration").and_then(Value::as_str);
+    let (period, remark) = match written {
+        None => ("lifetime", String::new()),
+        Some("1d" | "24h") => ("day", String::new()),
+        Some("1mo" | "28d" | "30d" | "31d") => ("month", "   # the calendar's, in UTC".to_owned()),
+        Some(other) => {
+            ("month", format!("   # it was {}: `day`, `month` and `lifetime` are possible", plain(other)))
+        }
+    };
+    out.table("budgets.all");
+    out.line(format!("usd = {usd}"));
+    out.line(format!("period = {}{remark}", quoted(period)));
 }
 
 fn write_backend(out: &mut Text, backend: &Backend, root: &Value) {
@@ -240,7 +262,7 @@ fn why_lost(name: &str) -> &'static str {
         "cache" | "cache_params" => "answers are not cached",
         "context_window_fallbacks" => "give the offer a `context_window`: longer calls go to the API",
         "default_fallbacks" => "add an offer to each route",
-        "max_budget" | "budget_duration" => "there are no budgets",
+        "default_team_settings" | "default_internal_user_params" => "see [budgets] for teams and keys",
         _ => "there is no such setting",
     }
 }
