@@ -231,6 +231,8 @@ pub struct Backend {
     /// Base URLs, without a trailing slash: one for an API, one per replica for a self-hosted backend, or one
     /// with `{replica}` in it ([`pattern`]).
     pub base_urls: Vec<String>,
+    /// What the hosts of `base_urls` stand for.
+    pub addresses: Addresses,
     pub api_key: Option<Secret>,
     /// Headers added to every request to it (`OpenAI-Organization`, ..).
     pub headers: Vec<(String, Secret)>,
@@ -265,6 +267,32 @@ pub enum Control {
     Command { start: Vec<String>, stop: Vec<String> },
     /// Signed POST requests.
     Webhook { url: String, secret: Option<Secret> },
+    /// The count of a Kubernetes workload.
+    Kubernetes(Workload),
+}
+
+/// How replicas are found by a backend's base URLs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Addresses {
+    /// Each replica has a URL, or they share one behind a load balancer.
+    #[default]
+    Urls,
+    /// The host of the one URL is a name, and each of its addresses a replica.
+    Dns,
+}
+
+/// Something in Kubernetes that has a `scale`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Workload {
+    /// Group and version: `apps/v1`.
+    pub api_version: String,
+    /// Its kind's name in URLs and roles: `deployments`.
+    pub resource: String,
+    /// None: that of the credentials.
+    pub namespace: Option<String>,
+    pub name: String,
+    /// Credentials; none: those of the pod that we run in.
+    pub kubeconfig: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -12,6 +12,8 @@
 mod address;
 mod command;
 pub mod event;
+pub mod kubernetes;
+mod order;
 mod reins;
 pub mod rent;
 pub mod replica;
@@ -31,16 +33,19 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
+pub use address::Lookup;
 pub use event::{FleetEvent, FleetEventKind};
 pub use rent::RentDelta;
-pub use replica::{Lease, Replica, ReplicaState};
+pub use replica::{Endpoint, Lease, Replica, ReplicaState};
+pub use roster::addresses::DNS_INTERVAL;
 
 use crate::clock::Clock;
-use crate::config::{Backend, BackendKind, Control};
+use crate::config::{Addresses, Backend, BackendKind, Control, pattern};
 use crate::economics::{self, Billing, Capacity, NanoUsd, PoolSpec, Timestamp};
 use crate::health::{Circuit, CircuitState};
+use order::{Action, Report};
 use reins::Process;
-use roster::{Action, Owner, Report, Roster, Rules};
+use roster::{Owner, Roster, Rules};
 use tasks::{About, Hands};
 
 /// Real time between two ticks, unless something happens before.
@@ -116,6 +121,14 @@ impl Fleet {
     /// # Panics
     /// When the system's TLS cannot be set up.
     pub fn with_events(backend: &Backend, clock: Clock, events: EventSink) -> Arc<Self> {
+        Self::with_lookup(backend, clock, events, address::system())
+    }
+
+    /// The same, with another way to look names up.
+    ///
+    /// # Panics
+    /// When the system's TLS cannot be set up.
+    pub fn with_lookup(backend: &Backend, clock: Clock, events: EventSink, lookup: Lookup) -> Arc<Self> {
         let pool = backend.pool().cloned().unwrap_or_else(nothing_rented);
         let control = control(backend);
         let urls = address::of_replicas(backend, &pool, control);
@@ -123,13 +136,17 @@ impl Fleet {
             .zip(&urls)
             .map(|(index, url)| {
                 let circuit = Circuit::new(&backend.circuit);
-                Arc::new(Replica::new(index, url.clone(), pool.capacity.max_in_flight, circuit))
+                let replica = Replica::new(index, url.clone(), pool.capacity.max_in_flight, circuit);
+                Arc::new(match backend.addresses {
+                    Addresses::Urls => replica,
+                    Addresses::Dns => replica.found_by_name(),
+                })
             })
             .collect();
         let roster = Roster::new(rules(backend, pool, control, &urls), &replicas, clock.now());
         let changed = Arc::new(Notify::new());
-        let (sender, reports) = mpsc::channel(4 * replicas.len().max(1));
-        let hands = Hands::new(backend, control.clone(), Arc::clone(&replicas), clock.clone());
+        let (sender, reports) = mpsc::channel(4 * replicas.len().max(1) + 2);
+        let hands = Hands::new(backend, control.clone(), Arc::clone(&replicas), clock.clone(), lookup);
         let desk = Desk {
             roster,
             tasks: JoinSet::new(),
@@ -238,7 +255,7 @@ impl Fleet {
             let (began_at, failures) = desk.roster.history(index);
             ReplicaView {
                 replica: replica.index,
-                base_url: replica.base_url.clone(),
+                base_url: replica.url().into_owned(),
                 state: replica.state(),
                 in_flight: replica.in_flight(),
                 waiting: replica.waiting(now),
@@ -348,6 +365,8 @@ impl Desk {
             }
             Action::Probe { replica, order } => self.spawn(tasks::look(hands, replica, order)),
             Action::ReadQueue { replica } => self.spawn(tasks::read_queue(hands, replica)),
+            Action::Scale { count } => self.spawn(tasks::scale(hands, count)),
+            Action::Resolve => self.spawn(tasks::resolve(hands)),
         }
     }
 
@@ -400,9 +419,15 @@ fn rules(backend: &Backend, pool: PoolSpec, control: &Control, urls: &[String]) 
         Control::None => Owner::Others,
         Control::Command { stop, .. } => Owner::Us { can_stop_strangers: !stop.is_empty() },
         Control::Webhook { .. } => Owner::Us { can_stop_strangers: true },
+        // Numbered addresses are those of numbered pods, of which the highest goes first.
+        Control::Kubernetes(_) => Owner::Scale {
+            stops_highest: backend.base_urls.len() > 1
+                || backend.base_urls.iter().any(|url| pattern::is_pattern(url)),
+        },
     };
+    let is_resolved = backend.addresses == Addresses::Dns;
     // A replica that we start has to be seen before it takes calls, with or without a health path.
-    let is_probed = backend.health.path.is_some() || owner != Owner::Others;
+    let is_probed = backend.health.path.is_some() || owner != Owner::Others || is_resolved;
     let has_queue = matches!(&backend.kind, BackendKind::SelfHosted(own) if own.metrics_url.is_some());
     Rules {
         pool,
@@ -410,7 +435,8 @@ fn rules(backend: &Backend, pool: PoolSpec, control: &Control, urls: &[String]) 
         probe_every: is_probed.then_some(backend.health.interval),
         probe_failures: backend.circuit.failures,
         longest_call: backend.timeouts.total,
-        one_address: urls.len() > 1 && urls.iter().all(|url| *url == urls[0]),
+        one_address: !is_resolved && urls.len() > 1 && urls.iter().all(|url| *url == urls[0]),
+        is_resolved,
         queue_every: has_queue.then_some(QUEUE_INTERVAL),
     }
 }

@@ -6,6 +6,7 @@ pub mod pool;
 pub mod send;
 
 use std::borrow::Cow;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -87,9 +88,18 @@ impl BaseUrl {
 
     /// The URL of a client's path and query.
     pub fn join(&self, path_and_query: &str) -> Option<Uri> {
+        self.join_at(None, path_and_query)
+    }
+
+    /// The same, with an address in the place of the host.
+    pub fn join_at(&self, address: Option<SocketAddr>, path_and_query: &str) -> Option<Uri> {
+        let authority = match address {
+            Some(address) => Authority::try_from(address.to_string()).ok()?,
+            None => self.authority.clone(),
+        };
         Uri::builder()
             .scheme(self.scheme.clone())
-            .authority(self.authority.clone())
+            .authority(authority)
             .path_and_query(&*self.target(path_and_query))
             .build()
             .ok()

@@ -23,6 +23,7 @@ REFUSED = {
     "a number of replicas below zero": ({"replicas": -1}, "replicas"),
     "a digest that is none": ({"image": {"repository": "breakeven", "digest": "latest"}}, "digest"),
     "a claim that two machines may mount": ({"persistence": {"enabled": True, "accessModes": ["ReadWriteMany"]}}, "accessModes"),
+    "a workload without its name": ({"kubernetes": {"targets": [{"resource": "deployments"}]}}, "name"),
     "a target without its backend": ({"keda": {"enabled": True, "targets": [{"kind": "Deployment", "name": "v", "maxReplicas": 1}]}}, "backend"),
 }
 

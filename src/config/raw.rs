@@ -8,7 +8,7 @@ use super::read::{At, Named, tables, words};
 use super::scalar::{
     Count, HeaderValue, NotInThisBuild, Number, OneOrMore, PerMillion, SecretReference, Size, Time, Usd,
 };
-use super::{AuthMode, BudgetPeriod, Fsync, LogFormat, UnknownPrice, WhenSpent, WhenUnavailable};
+use super::{Addresses, AuthMode, BudgetPeriod, Fsync, LogFormat, UnknownPrice, WhenSpent, WhenUnavailable};
 use crate::economics::Billing;
 
 tables! {
@@ -246,6 +246,8 @@ tables! {
         kind: At<Kind>,
         /// Its OpenAI-compatible base URL, `/v1` included; for a self-hosted backend a list may give one per replica, or `{replica}` and `{8000+replica}` stand for the replica's number, counted from 0.
         base_url: At<OneOrMore>,
+        /// Self-hosted: `urls`: each base URL is a replica, or a load balancer; `dns`: the base URL's host is a name, each of whose addresses is a replica. Default: `urls`.
+        addresses: At<Addresses>,
         /// Key that is sent to it. Without one, `pass_through` sends the client's own key to an API backend, and none to a self-hosted one.
         api_key: At<SecretReference>,
         /// Headers that are added to every request; credentials among them must be references.
@@ -326,7 +328,7 @@ tables! {
 
     /// Who starts and stops replicas.
     RawControl {
-        /// `none`: somebody else; `command`: programs; `webhook`: signed POST requests.
+        /// `none`: somebody else; `command`: programs; `webhook`: signed POST requests; `kubernetes`: the scale of a workload.
         kind: At<ControlKind>,
         /// Program and arguments that start a replica; `BREAKEVEN_REPLICA` is its number.
         start: At<Vec<At<String>>>,
@@ -336,6 +338,16 @@ tables! {
         url: At<String>,
         /// Key of the webhook's signature.
         secret: At<SecretReference>,
+        /// Kubernetes: group and version of the workload. Default: `apps/v1`.
+        api_version: At<String>,
+        /// Kubernetes: the workload's kind as URLs and roles name it, `deployments` or `statefulsets` or that of a custom resource. Default: `deployments`.
+        resource: At<String>,
+        /// Kubernetes: the workload's name.
+        name: At<String>,
+        /// Kubernetes: the workload's namespace. Default: that of the credentials.
+        namespace: At<String>,
+        /// Kubernetes: a kubeconfig file, from the configuration's folder. Default: the credentials of the pod that breakeven runs in.
+        kubeconfig: At<String>,
     }
 
     /// The models that clients ask for, and who may serve them.
@@ -427,7 +439,6 @@ pub(super) enum ControlKind {
     None,
     Command,
     Webhook,
-    /// Promised, and not in this build.
     Kubernetes,
 }
 
@@ -454,6 +465,7 @@ words! {
         "webhook" => ControlKind::Webhook,
         "kubernetes" => ControlKind::Kubernetes,
     }
+    Addresses { "urls" => Addresses::Urls, "dns" => Addresses::Dns, }
     ParameterWord {
         "pass" => ParameterWord::Pass,
         "drop" => ParameterWord::Drop,

@@ -5,6 +5,7 @@
 
 mod backends;
 mod budgets;
+mod control;
 mod postgres;
 mod prices;
 mod routes;

@@ -31,6 +31,17 @@ pub enum FleetEventKind {
         reason: String,
         retry_in: Duration,
     },
+    /// Its address is no longer among those of its name: who controls it has moved or stopped it.
+    Departed,
+    /// The name has more addresses than there may be replicas.
+    Crowded {
+        addresses: usize,
+    },
+    /// How many replicas run, by whoever runs them, cannot be asked or said.
+    ScaleUnknown {
+        reason: String,
+        retry_in: Duration,
+    },
     /// It was ready and is gone.
     Lost {
         reason: String,
@@ -60,6 +71,9 @@ impl FleetEventKind {
             Self::Adopted => "adopted",
             Self::Appeared => "appeared",
             Self::StartFailed { .. } => "start_failed",
+            Self::Departed => "departed",
+            Self::Crowded { .. } => "crowded",
+            Self::ScaleUnknown { .. } => "scale_unknown",
             Self::Lost { .. } => "lost",
             Self::Draining { .. } => "draining",
             Self::Kept => "kept",
@@ -71,13 +85,37 @@ impl FleetEventKind {
 
     /// Whether somebody should look at it.
     pub const fn is_trouble(&self) -> bool {
-        matches!(self, Self::StartFailed { .. } | Self::Lost { .. } | Self::StopFailed { .. })
+        matches!(
+            self,
+            Self::StartFailed { .. }
+                | Self::Lost { .. }
+                | Self::StopFailed { .. }
+                | Self::ScaleUnknown { .. }
+                | Self::Crowded { .. }
+        )
     }
 }
 
 impl fmt::Display for FleetEvent {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "replica {} of `{}` ", self.replica, self.backend)?;
+        match &self.kind {
+            FleetEventKind::Crowded { addresses } => {
+                return write!(
+                    out,
+                    "the name of `{}` has {addresses} addresses, more than its `max_replicas`; the last ones get no calls",
+                    self.backend
+                );
+            }
+            FleetEventKind::ScaleUnknown { reason, retry_in } => {
+                return write!(
+                    out,
+                    "the scale of `{}` is not known: {reason}; next try in {} s",
+                    self.backend,
+                    retry_in.as_secs()
+                );
+            }
+            _ => write!(out, "replica {} of `{}` ", self.replica, self.backend)?,
+        }
         match &self.kind {
             FleetEventKind::StartOrdered => write!(out, "is ordered to start"),
             FleetEventKind::Ready { after } => write!(out, "is ready after {} s", after.as_secs()),
@@ -88,6 +126,8 @@ impl fmt::Display for FleetEvent {
             FleetEventKind::StartFailed { reason, retry_in } => {
                 write!(out, "did not start: {reason}; next try in {} s", retry_in.as_secs())
             }
+            FleetEventKind::Departed => write!(out, "is no longer where it was"),
+            FleetEventKind::Crowded { .. } | FleetEventKind::ScaleUnknown { .. } => Ok(()),
             FleetEventKind::Lost { reason } => write!(out, "is lost: {reason}"),
             FleetEventKind::Draining { in_flight } => {
                 write!(out, "is to stop and waits for {in_flight} calls in flight")

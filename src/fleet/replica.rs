@@ -4,11 +4,15 @@
 //! and looks at `in_flight` after. Both in sequentially consistent order, so that a call never lands on a
 //! replica whose stop has been ordered.
 
+use std::borrow::Cow;
+use std::net::SocketAddr;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
+use http::Uri;
 use serde::Serialize;
 
 use super::server_metrics::Queue;
@@ -52,13 +56,18 @@ impl ReplicaState {
     }
 }
 
+/// Where a replica is now, when its address is found by a name. None: nowhere.
+pub type Endpoint = ArcSwapOption<SocketAddr>;
+
 /// One copy of the model server.
 #[derive(Debug)]
 pub struct Replica {
     /// 0-based.
     pub index: u32,
-    /// Without a trailing slash.
+    /// Without a trailing slash. With an `endpoint` its host is the name that all replicas share.
     pub base_url: String,
+    /// The replica's own address, when it is one of those that a name has.
+    pub endpoint: Option<Arc<Endpoint>>,
     /// What calls to this replica have shown. A lease's owner reports to it.
     pub circuit: Circuit,
     max_in_flight: u32,
@@ -73,12 +82,43 @@ impl Replica {
         Self {
             index,
             base_url,
+            endpoint: None,
             circuit,
             max_in_flight,
             in_flight: AtomicU32::new(0),
             state: AtomicU8::new(0),
             queue: AtomicU64::new(0),
         }
+    }
+
+    /// The same, at an address that is found by the name in its base URL, and that it does not have yet.
+    pub(super) fn found_by_name(self) -> Self {
+        Self { endpoint: Some(Arc::default()), ..self }
+    }
+
+    /// Where it is now, if that is found by a name.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.endpoint.as_ref().and_then(|endpoint| endpoint.load().as_deref().copied())
+    }
+
+    pub(super) fn set_address(&self, address: Option<SocketAddr>) {
+        if let Some(endpoint) = &self.endpoint {
+            endpoint.store(address.map(Arc::new));
+        }
+    }
+
+    /// Whether there is somewhere to send a call to.
+    pub(super) fn has_address(&self) -> bool {
+        self.endpoint.is_none() || self.address().is_some()
+    }
+
+    /// Its base URL, with its own address in the place of a name that it shares.
+    pub fn url(&self) -> Cow<'_, str> {
+        let own = self.address().and_then(|address| {
+            let uri: Uri = self.base_url.parse().ok()?;
+            Some(format!("{}://{address}{}", uri.scheme_str()?, uri.path().trim_end_matches('/')))
+        });
+        own.map_or(Cow::Borrowed(self.base_url.as_str()), Cow::Owned)
     }
 
     pub fn state(&self) -> ReplicaState {
@@ -220,6 +260,20 @@ mod tests {
             replica.set_state(state);
             assert_eq!(replica.state(), state);
         }
+    }
+
+    #[test]
+    fn a_replica_found_by_a_name_has_the_url_of_its_own_address() {
+        let circuit = || Circuit::new(&config::Circuit { failures: 1, open_for: Duration::from_secs(10) });
+        let url = "http://vllm.models.svc:8000/v1";
+        let replica = Replica::new(0, url.to_owned(), 1, circuit()).found_by_name();
+        assert!(!replica.has_address());
+        assert_eq!(replica.url(), url);
+        replica.set_address(Some("10.0.0.7:8000".parse().unwrap()));
+        assert_eq!(replica.url(), "http://10.0.0.7:8000/v1");
+        replica.set_address(Some("[fd00::7]:8000".parse().unwrap()));
+        assert_eq!(replica.url(), "http://[fd00::7]:8000/v1");
+        assert!(Replica::new(0, url.to_owned(), 1, circuit()).has_address());
     }
 
     #[test]

@@ -9,17 +9,26 @@
 //!   that doubles; while the pause lasts the fleet starts nothing else in its stead, so that a cloud without
 //!   machines is not asked again and again.
 //! - Rent ends when the stop is confirmed; until then it counts.
+//!
+//! Replicas that are scaled by their count ([`scale`]) and those found by a name ([`addresses`]) follow the same
+//! rules.
+
+pub(super) mod addresses;
+mod scale;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::event::FleetEventKind;
+use super::order::{Action, Report};
 use super::rent::RentDelta;
 use super::replica::Replica;
 use super::slot::{Phase, Slot};
 use crate::economics::time::millis;
 use crate::economics::{Billing, NanoUsd, PoolSpec, Timestamp};
 use crate::health::Probe;
+use addresses::Discovery;
+use scale::Count;
 
 /// First pause after a failed start or stop; doubles up to [`MAX_PAUSE`].
 pub(super) const FIRST_PAUSE: Duration = Duration::from_secs(5);
@@ -39,6 +48,9 @@ pub(super) enum Owner {
     /// We do, by a command or a webhook. `can_stop_strangers`: whether a replica that we did not start can
     /// be stopped.
     Us { can_stop_strangers: bool },
+    /// We do, by their count. `stops_highest`: the replica with the highest number goes first, and comes last;
+    /// otherwise which one goes is not said.
+    Scale { stops_highest: bool },
     /// Somebody else does; we only look.
     Others,
 }
@@ -55,54 +67,10 @@ pub(super) struct Rules {
     pub(super) longest_call: Duration,
     /// All replicas share one address, so a probe cannot tell them apart.
     pub(super) one_address: bool,
+    /// Replicas are at the addresses of a name.
+    pub(super) is_resolved: bool,
     /// How often the server's own queue is read; none: it has no metrics.
     pub(super) queue_every: Option<Duration>,
-}
-
-/// Something to be done at the edge. `order` numbers starts and stops of a replica.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Action {
-    Start {
-        replica: u32,
-        order: u64,
-    },
-    /// `was_ready`: it has served, so it is asked politely; otherwise its start is broken off first.
-    Stop {
-        replica: u32,
-        order: u64,
-        was_ready: bool,
-    },
-    Probe {
-        replica: u32,
-        order: u64,
-    },
-    ReadQueue {
-        replica: u32,
-    },
-}
-
-/// What came of an action.
-#[derive(Debug)]
-pub(super) enum Report {
-    /// The start command has ended, or the webhook was answered.
-    Start {
-        replica: u32,
-        order: u64,
-        result: Result<(), String>,
-    },
-    Stop {
-        replica: u32,
-        order: u64,
-        result: Result<(), String>,
-    },
-    Probe {
-        replica: u32,
-        order: u64,
-        probe: Probe,
-    },
-    QueueRead {
-        replica: u32,
-    },
 }
 
 /// The replicas of one backend, their rent, and what is being done about them.
@@ -110,6 +78,8 @@ pub(super) enum Report {
 pub(super) struct Roster {
     rules: Rules,
     slots: Vec<Slot>,
+    count: Count,
+    discovery: Option<Discovery>,
     /// Failed starts in a row, over all replicas.
     failures: u32,
     retry_at: Timestamp,
@@ -130,7 +100,7 @@ impl Roster {
             // Behind one address, what answers is taken for the first replica.
             let may_run = replica.index == 0 || !rules.one_address;
             match rules.owner {
-                Owner::Us { .. } if may_run => slot.enter(Phase::Unknown),
+                Owner::Us { .. } | Owner::Scale { .. } if may_run => slot.enter(Phase::Unknown),
                 Owner::Others if rules.probe_every.is_none() => slot.enter(Phase::Ready { since: now }),
                 _ => slot.enter(Phase::Stopped),
             }
@@ -141,6 +111,8 @@ impl Roster {
         };
         let mut roster = Self {
             slots: replicas.iter().map(slot).collect(),
+            count: Count::default(),
+            discovery: rules.is_resolved.then(|| Discovery::new(now)),
             rules,
             failures: 0,
             retry_at: Timestamp::ZERO,
@@ -188,6 +160,8 @@ impl Roster {
 
     pub(super) fn hear(&mut self, report: Report, now: Timestamp) {
         match report {
+            Report::Scaled { result } => self.scaled(result, now),
+            Report::Resolved { found } => self.resolved(found.as_deref(), now),
             Report::QueueRead { replica } => self.slots[replica as usize].is_reading_queue = false,
             Report::Start { replica, order, result } => {
                 if self.slots[replica as usize].order == order {
@@ -286,7 +260,10 @@ impl Roster {
                 if self.rules.one_address && self.ready() > 0 && after < self.learned_startup() {
                     return;
                 }
-                self.learn_startup(after);
+                // A pod that replaces another, or that we found starting, shows less than a start.
+                if self.slots[index].is_ours && !self.slots[index].was_ready {
+                    self.learn_startup(after);
+                }
                 self.slots[index].enter(Phase::Ready { since: now });
                 self.tell(index, FleetEventKind::Ready { after });
             }
@@ -322,9 +299,12 @@ impl Roster {
     fn lost(&mut self, index: usize, reason: String, now: Timestamp) {
         self.tell(index, FleetEventKind::Lost { reason });
         self.pause_after_failure(index, now);
-        if !self.decides() && !self.slots[index].is_ours {
+        if !self.decides() && (self.is_scaled() || !self.slots[index].is_ours) {
             self.close_rent(index, now);
             self.slots[index].enter(Phase::Stopped);
+        } else if self.is_scaled() {
+            // Kubernetes starts it again by itself, while its count says so.
+            self.slots[index].enter(Phase::Starting { ordered_at: now });
         } else {
             let stopping = Phase::Stopping { ordered: false, failures: 0, retry_at: now, clean_up: true };
             self.slots[index].enter(stopping);
@@ -388,14 +368,21 @@ impl Roster {
     /// it returns must be carried out and reported.
     pub(super) fn step(&mut self, target: Option<u32>, now: Timestamp) -> Vec<Action> {
         let mut actions = Vec::new();
+        if target.is_some() && !self.has_target {
+            self.take_over_count(now);
+        }
         self.has_target = target.is_some();
+        self.resolve(now, &mut actions);
         if self.rules.owner != Owner::Others {
             self.give_up_late_starts(now);
-            if let Some(target) = target {
-                self.follow(target, now, &mut actions);
+            match target {
+                Some(target) => self.follow(target, now, &mut actions),
+                None => self.hand_over_count(now),
             }
             self.finish_drains(now);
+            self.fill_gaps(now);
             self.order_stops(now, &mut actions);
+            self.settle_count(now, &mut actions);
         }
         self.look(now, &mut actions);
         actions
@@ -415,7 +402,7 @@ impl Roster {
     }
 
     fn follow(&mut self, target: u32, now: Timestamp, actions: &mut Vec<Action>) {
-        if self.slots.iter().any(|slot| slot.phase == Phase::Unknown) {
+        if !self.knows_count() || self.slots.iter().any(|slot| slot.phase == Phase::Unknown) {
             return;
         }
         let target = usize::try_from(target).unwrap_or(usize::MAX).min(self.slots.len());
@@ -444,15 +431,15 @@ impl Roster {
         if now < self.retry_at {
             return;
         }
-        let mut startable = self.select(|slot| slot.phase == Phase::Stopped && slot.retry_at <= now);
-        startable.sort_by_key(|index| self.slots[*index].failures);
-        for index in startable.into_iter().take(count) {
+        for index in self.startable(now).into_iter().take(count) {
             self.begin(index, now, true);
             let slot = &mut self.slots[index];
             slot.order += 1;
             slot.probe_at = now;
             slot.enter(Phase::Starting { ordered_at: now });
-            actions.push(Action::Start { replica: slot.replica.index, order: slot.order });
+            if !matches!(self.rules.owner, Owner::Scale { .. }) {
+                actions.push(Action::Start { replica: slot.replica.index, order: slot.order });
+            }
             self.tell(index, FleetEventKind::StartOrdered);
         }
     }
@@ -463,14 +450,11 @@ impl Roster {
             Billing::WhileRunning => self.rules.pool.minimum,
             Billing::Committed | Billing::PerUse => Duration::ZERO,
         };
-        let can_stop_strangers = self.rules.owner == (Owner::Us { can_stop_strangers: true });
-        let mut eligible = self.select(|slot| {
-            slot.is_held()
-                && millis(now.since(slot.began_at)) >= millis(minimum)
-                && (slot.is_ours || can_stop_strangers)
+        let can_stop_strangers = self.rules.owner != (Owner::Us { can_stop_strangers: false });
+        let order = self.order_of_drains(|slot| {
+            millis(now.since(slot.began_at)) >= millis(minimum) && (slot.is_ours || can_stop_strangers)
         });
-        eligible.sort_by_key(|index| (self.slots[*index].began_at, *index));
-        for index in eligible.into_iter().rev().take(count) {
+        for index in order.into_iter().take(count) {
             let slot = &mut self.slots[index];
             slot.enter(Phase::Draining { since: now });
             let in_flight = slot.replica.in_flight();
@@ -481,8 +465,12 @@ impl Roster {
     }
 
     fn finish_drains(&mut self, now: Timestamp) {
-        for slot in &mut self.slots {
+        // The highest first: where it goes first, those below it wait for it.
+        for index in (0..self.slots.len()).rev() {
+            let waits = self.is_below_another(index);
+            let slot = &mut self.slots[index];
             if let Phase::Draining { since } = slot.phase
+                && !waits
                 && (slot.replica.in_flight() == 0 || now.since(since) >= self.rules.longest_call)
             {
                 slot.enter(Phase::Stopping { ordered: false, failures: 0, retry_at: now, clean_up: false });
@@ -491,6 +479,9 @@ impl Roster {
     }
 
     fn order_stops(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
+        if self.is_scaled() {
+            return;
+        }
         for index in 0..self.slots.len() {
             let slot = &mut self.slots[index];
             if let Phase::Stopping { ordered: false, failures, retry_at, clean_up } = slot.phase
@@ -517,7 +508,7 @@ impl Roster {
                 Phase::Stopped => !decides && (slot.replica.index == 0 || !self.rules.one_address),
                 Phase::Draining { .. } | Phase::Stopping { .. } => false,
             };
-            if let Some(every) = self.rules.probe_every.filter(|_| wants_probe)
+            if let Some(every) = self.rules.probe_every.filter(|_| wants_probe && slot.replica.has_address())
                 && !slot.is_probing
                 && slot.probe_at <= now
             {

@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use http::Uri;
 
+use super::address::{self, Lookup};
 use super::command::{self, Subject};
+use super::kubernetes::Scaler;
+use super::order::Report;
 use super::reins::{Process, Reins};
-use super::replica::Replica;
-use super::roster::Report;
+use super::replica::{Replica, ReplicaState};
 use super::server_metrics;
 use super::webhook::{self, Verb};
 use crate::clock::Clock;
@@ -16,7 +18,6 @@ use crate::config::{Backend, BackendKind, Control, Secret, pattern};
 use crate::health::probe::{self, Expect, Probe};
 
 /// What tasks need to know.
-#[derive(Debug)]
 pub(super) struct Hands {
     backend: String,
     control: Control,
@@ -27,6 +28,8 @@ pub(super) struct Hands {
     probe_timeout: Duration,
     metrics_url: Option<String>,
     clock: Clock,
+    lookup: Lookup,
+    scaler: Option<Scaler>,
 }
 
 /// Whether any of the addresses that are asked wants TLS.
@@ -39,12 +42,19 @@ fn speaks_tls(replicas: &[Arc<Replica>], metrics_url: Option<&str>, control: &Co
     replicas.chain(metrics_url).chain(webhook).any(|url| !url.starts_with("http://") && !url.starts_with('/'))
 }
 
+impl std::fmt::Debug for Hands {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Hands").field("backend", &self.backend).finish_non_exhaustive()
+    }
+}
+
 impl Hands {
     pub(super) fn new(
         backend: &Backend,
         control: Control,
         replicas: Arc<[Arc<Replica>]>,
         clock: Clock,
+        lookup: Lookup,
     ) -> Self {
         let metrics_url = match &backend.kind {
             BackendKind::Api => None,
@@ -53,7 +63,6 @@ impl Hands {
         let tls = speaks_tls(&replicas, metrics_url.as_deref(), &control);
         Self {
             backend: backend.name.clone(),
-            control,
             replicas,
             client: probe::client(backend.timeouts.connect, tls)
                 .expect("TLS with built-in roots can be set up"),
@@ -62,6 +71,12 @@ impl Hands {
             probe_timeout: backend.health.timeout,
             metrics_url,
             clock,
+            lookup,
+            scaler: match &control {
+                Control::Kubernetes(workload) => Some(Scaler::new(workload.clone())),
+                _ => None,
+            },
+            control,
         }
     }
 
@@ -71,12 +86,12 @@ impl Hands {
     }
 
     fn subject(&self, replica: u32) -> Subject {
-        let base_url = self.replicas[replica as usize].base_url.clone();
+        let base_url = self.replicas[replica as usize].url().into_owned();
         Subject { backend: self.backend.clone(), replica, base_url }
     }
 
     async fn probe(&self, replica: u32) -> Probe {
-        let base_url = &self.replicas[replica as usize].base_url;
+        let base_url = &self.replicas[replica as usize].url();
         let (url, expect) = match &self.health_path {
             Some(path) => (beside(base_url, path), Expect::Success),
             None => (format!("{base_url}/models"), Expect::AnyAnswer),
@@ -88,7 +103,7 @@ impl Hands {
         let Some(pattern) = &self.metrics_url else { return };
         let replica = &self.replicas[replica as usize];
         let url = if pattern.starts_with('/') {
-            beside(&replica.base_url, pattern)
+            beside(&replica.url(), pattern)
         } else {
             pattern::expand(pattern, replica.index)
         };
@@ -126,7 +141,7 @@ pub(super) struct About {
 pub(super) async fn start(hands: Arc<Hands>, about: About, mut reins: Reins) -> Option<Report> {
     let About { replica, order, .. } = about;
     let result = match &hands.control {
-        Control::None => Ok(()),
+        Control::None | Control::Kubernetes(_) => Ok(()),
         Control::Command { start, .. } => command::start(start, &hands.subject(replica), reins).await?,
         Control::Webhook { .. } => hands.call_webhook(Verb::Start, about, Some(&mut reins)).await?,
     };
@@ -142,7 +157,7 @@ pub(super) async fn stop(
 ) -> Option<Report> {
     let About { replica, order, .. } = about;
     let result = match &hands.control {
-        Control::None => Ok(()),
+        Control::None | Control::Kubernetes(_) => Ok(()),
         Control::Command { stop, .. } => {
             command::stop(stop, &hands.subject(replica), start.as_deref(), was_ready).await
         }
@@ -154,6 +169,20 @@ pub(super) async fn stop(
         }
     };
     Some(Report::Stop { replica, order, result })
+}
+
+/// Makes the workload's count `count`, or, without one, reads it.
+pub(super) async fn scale(hands: Arc<Hands>, count: Option<u32>) -> Option<Report> {
+    let scaler = hands.scaler.as_ref()?;
+    let leaving = hands.replicas.iter().filter(|replica| replica.state() == ReplicaState::Stopping);
+    let leaving: Vec<_> = leaving.filter_map(|replica| Some(replica.address()?.ip())).collect();
+    Some(Report::Scaled { result: scaler.set(count, &leaving, &hands.clock).await })
+}
+
+/// Asks for the addresses of the name that all replicas share.
+pub(super) async fn resolve(hands: Arc<Hands>) -> Option<Report> {
+    let base_url = &hands.replicas.first()?.base_url;
+    Some(Report::Resolved { found: address::resolve(&hands.lookup, base_url).await })
 }
 
 pub(super) async fn look(hands: Arc<Hands>, replica: u32, order: u64) -> Option<Report> {

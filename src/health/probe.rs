@@ -34,10 +34,7 @@ pub enum Expect {
 /// # Errors
 /// When TLS cannot be set up.
 pub fn client(connect_timeout: Duration, tls: bool) -> Result<reqwest::Client, reqwest::Error> {
-    if rustls::crypto::CryptoProvider::get_default().is_none() {
-        // An error says that another thread has just installed one.
-        drop(rustls::crypto::ring::default_provider().install_default());
-    }
+    install_tls();
     let builder = reqwest::Client::builder();
     let builder = if tls { builder } else { builder.tls_certs_only([]) };
     builder
@@ -47,6 +44,14 @@ pub fn client(connect_timeout: Duration, tls: bool) -> Result<reqwest::Client, r
         .pool_max_idle_per_host(0)
         .user_agent(concat!("breakeven/", env!("CARGO_PKG_VERSION")))
         .build()
+}
+
+/// Makes ring the process's implementation of cryptography, for the clients that do not bring their own.
+pub fn install_tls() {
+    if rustls::crypto::CryptoProvider::get_default().is_none() {
+        // An error says that another thread has just installed one.
+        drop(rustls::crypto::ring::default_provider().install_default());
+    }
 }
 
 /// Asks once. `timeout` is real time and bounds the whole request.

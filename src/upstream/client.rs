@@ -4,6 +4,7 @@
 //! takes nothing from another. Plain HTTP goes through [`Pool`]; TLS, HTTP/2 and uploads that pass through
 //! go through hyper's client.
 
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll};
@@ -157,8 +158,12 @@ impl Client {
             idle_timeout: timeouts.idle_connection,
             max_idle: MAX_IDLE_CONNECTIONS,
         };
-        let pools =
-            backend.bases().iter().map(|base| Pool::new(&base.origin(), settings.clone()).ok()).collect();
+        let pools = backend
+            .bases()
+            .iter()
+            .zip(backend.fleet.replicas())
+            .map(|(base, replica)| Pool::at(&base.origin(), settings.clone(), replica.endpoint.clone()).ok())
+            .collect();
         Self { pools, hyper: OnceLock::new(), http1: OnceLock::new(), timeouts }
     }
 
@@ -183,20 +188,25 @@ impl Client {
                     Err(SendError::Wire(error)) => Err(NoAnswer::Broken(error.to_string())),
                 }
             }
-            (_, body) => self.send_by_hyper(base, method, path_and_query, headers, body).await,
+            (pool, body) => {
+                let address = pool.and_then(Option::as_ref).and_then(Pool::address);
+                self.send_by_hyper(address, base, method, path_and_query, headers, body).await
+            }
         }
     }
 
     async fn send_by_hyper(
         &self,
+        address: Option<SocketAddr>,
         base: &BaseUrl,
         method: &Method,
         path_and_query: &str,
         headers: &HeaderMap,
         body: RequestBody,
     ) -> Result<Response<UpstreamBody>, NoAnswer> {
-        let uri =
-            base.join(path_and_query).ok_or_else(|| NoAnswer::Connect("the path is not valid".to_owned()))?;
+        let uri = base
+            .join_at(address, path_and_query)
+            .ok_or_else(|| NoAnswer::Connect("the path is not valid".to_owned()))?;
         let mut request = Request::new(body);
         *request.method_mut() = method.clone();
         *request.uri_mut() = uri;

@@ -1,9 +1,11 @@
 //! Connections to one `http://` base URL, kept open between calls.
 //!
 //! A pool belongs to one worker thread: its connections are registered with that worker's runtime, and its lock
-//! is never contended. The connection used last is used first, so that a quiet hour lets the others expire.
+//! is never contended. With an [`Endpoint`] the host is a name, and the address to connect to is the replica's own;
+//! connections to an address that it had before are not used again. The connection used last is used first, so that a quiet hour lets the others expire.
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
@@ -17,6 +19,7 @@ use tokio::net::TcpStream;
 use super::http1::decode::Decoder;
 use super::http1::{Answer, Connection, RequestHead, WireError};
 use crate::clock::Stopwatch;
+use crate::fleet::Endpoint;
 
 /// A reused connection that turns out closed within this time of sending was closed before it saw the request,
 /// so the request may be sent again; later, the upstream failed at the work.
@@ -65,12 +68,15 @@ struct Shared {
     /// Path of the base URL, without a slash at its end.
     prefix: String,
     settings: PoolSettings,
+    endpoint: Option<Arc<Endpoint>>,
     idle: Mutex<Vec<Idle>>,
 }
 
 #[derive(Debug)]
 struct Idle {
     connection: Connection,
+    /// Where it leads, if that may change.
+    address: Option<SocketAddr>,
     since: Stopwatch,
 }
 
@@ -90,6 +96,15 @@ impl Rest {
 
 impl Pool {
     pub fn new(base_url: &str, settings: PoolSettings) -> Result<Self, BadBaseUrl> {
+        Self::at(base_url, settings, None)
+    }
+
+    /// Connections to `endpoint`, if there is one, instead of to the host of the URL.
+    pub fn at(
+        base_url: &str,
+        settings: PoolSettings,
+        endpoint: Option<Arc<Endpoint>>,
+    ) -> Result<Self, BadBaseUrl> {
         let bad = || BadBaseUrl { url: base_url.to_owned() };
         let uri: Uri = base_url.parse().map_err(|_| bad())?;
         let authority = uri.authority().ok_or_else(bad)?;
@@ -102,6 +117,7 @@ impl Pool {
             host_field: HeaderValue::from_str(authority.as_str()).map_err(|_| bad())?,
             prefix: uri.path().trim_end_matches('/').to_owned(),
             settings,
+            endpoint,
             idle: Mutex::default(),
         })))
     }
@@ -120,22 +136,24 @@ impl Pool {
         let shared = &*self.0;
         let target = [shared.prefix.as_str(), target];
         let request = RequestHead { method, target: &target, host: &shared.host_field, headers };
-        if let Some((mut connection, rest)) = self.checkout() {
+        let address = shared.address();
+        if let Some((mut connection, rest)) = self.checkout(address) {
             match connection.exchange(&request, body.clone()).await {
-                Ok(answer) => return Ok(self.respond(connection, answer)),
+                Ok(answer) => return Ok(self.respond(connection, address, answer)),
                 Err(WireError::Closed) if rest.is_within(STALE_WITHIN) => {}
                 Err(error) => return Err(error.into()),
             }
         }
-        let mut connection = shared.connect().await?;
+        let mut connection = shared.connect(address).await?;
         let answer = connection.exchange(&request, body).await?;
-        Ok(self.respond(connection, answer))
+        Ok(self.respond(connection, address, answer))
     }
 
     /// Closes what has rested too long. Call it now and then: a pool without traffic closes nothing by itself.
     pub fn close_expired(&self) {
         let limit = self.0.settings.idle_timeout;
-        self.0.idle().retain(|idle| idle.since.elapsed() < limit);
+        let address = self.0.address();
+        self.0.idle().retain(|idle| idle.address == address && idle.since.elapsed() < limit);
     }
 
     /// The URL it was made from, without a slash at its end.
@@ -143,25 +161,40 @@ impl Pool {
         format!("http://{}{}", self.0.host_field.to_str().unwrap_or_default(), self.0.prefix)
     }
 
+    /// Where it connects to instead of the host of the URL.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.0.address()
+    }
+
     /// Connections that wait for a call.
     pub fn idle_connections(&self) -> usize {
         self.0.idle().len()
     }
 
-    fn checkout(&self) -> Option<(Connection, Rest)> {
+    fn checkout(&self, wanted: Option<SocketAddr>) -> Option<(Connection, Rest)> {
         loop {
-            let Idle { mut connection, since } = self.0.idle().pop()?;
+            let Idle { mut connection, address, since } = self.0.idle().pop()?;
             let rest = Rest { since, lasted: since.elapsed() };
-            if rest.lasted < self.0.settings.idle_timeout && connection.is_quiet() {
+            if address == wanted && rest.lasted < self.0.settings.idle_timeout && connection.is_quiet() {
                 return Some((connection, rest));
             }
         }
     }
 
-    fn respond(&self, connection: Connection, answer: Answer) -> Response<PooledBody> {
+    fn respond(
+        &self,
+        connection: Connection,
+        address: Option<SocketAddr>,
+        answer: Answer,
+    ) -> Response<PooledBody> {
         let Answer { status, headers, decoder, keep_alive } = answer;
-        let mut body =
-            PooledBody { connection: Some(connection), decoder, keep_alive, pool: Arc::clone(&self.0) };
+        let mut body = PooledBody {
+            connection: Some(connection),
+            address,
+            decoder,
+            keep_alive,
+            pool: Arc::clone(&self.0),
+        };
         if body.decoder.is_done() {
             body.release();
         }
@@ -177,9 +210,18 @@ impl Shared {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn connect(&self) -> Result<Connection, SendError> {
+    fn address(&self) -> Option<SocketAddr> {
+        self.endpoint.as_ref().and_then(|endpoint| endpoint.load().as_deref().copied())
+    }
+
+    async fn connect(&self, own: Option<SocketAddr>) -> Result<Connection, SendError> {
         let timeout = self.settings.connect_timeout;
-        let connecting = TcpStream::connect((self.host.as_str(), self.port));
+        let connecting = async {
+            match own {
+                Some(address) => TcpStream::connect(address).await,
+                None => TcpStream::connect((self.host.as_str(), self.port)).await,
+            }
+        };
         let address = || format!("{}:{}", self.host, self.port);
         let stream = tokio::time::timeout(timeout, connecting)
             .await
@@ -189,11 +231,11 @@ impl Shared {
         Ok(Connection::new(stream))
     }
 
-    fn checkin(&self, mut connection: Connection) {
+    fn checkin(&self, mut connection: Connection, address: Option<SocketAddr>) {
         connection.release_buffer();
         let mut idle = self.idle();
         if idle.len() < self.settings.max_idle {
-            idle.push(Idle { connection, since: Stopwatch::start() });
+            idle.push(Idle { connection, address, since: Stopwatch::start() });
         }
     }
 }
@@ -202,6 +244,7 @@ impl Shared {
 #[derive(Debug)]
 pub struct PooledBody {
     connection: Option<Connection>,
+    address: Option<SocketAddr>,
     decoder: Decoder,
     keep_alive: bool,
     pool: Arc<Shared>,
@@ -214,7 +257,7 @@ impl PooledBody {
             && self.keep_alive
             && connection.is_reusable()
         {
-            self.pool.checkin(connection);
+            self.pool.checkin(connection, self.address);
         }
     }
 }

@@ -51,6 +51,7 @@ fn backend(base_urls: Vec<String>, control: Control, max_replicas: u32) -> Backe
             metrics_url: None,
         })),
         base_urls,
+        addresses: breakeven::config::Addresses::Urls,
         api_key: None,
         headers: Vec::new(),
         timeouts: Timeouts {

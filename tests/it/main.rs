@@ -11,6 +11,7 @@ mod fake;
 mod fleet;
 mod import;
 mod keys;
+mod kubernetes;
 mod ledger;
 mod live;
 mod metrics;

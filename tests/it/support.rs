@@ -1,5 +1,6 @@
 //! What the tests share: a plain HTTP client and a reader of event streams.
 
+pub(crate) mod cluster;
 pub(crate) mod postgres;
 pub(crate) mod proxy;
 

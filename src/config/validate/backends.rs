@@ -4,13 +4,12 @@ use std::time::Duration;
 
 use super::super::pattern::{expand, is_pattern};
 use super::super::raw::{
-    BandTable, ControlChoice, ControlKind, Kind, ParameterTreatment, ParameterWord, RawBackend, RawCircuit,
-    RawControl, RawHealth, RawTimeouts,
+    BandTable, Kind, ParameterTreatment, ParameterWord, RawBackend, RawCircuit, RawHealth, RawTimeouts,
 };
 use super::super::read::{At, Named};
 use super::super::scalar::{HeaderValue, OneOrMore, Usd};
 use super::super::{
-    Backend, BackendKind, Circuit, Control, Dialect, Health, ParameterRule, Place, Secret, SelfHosted,
+    Addresses, Backend, BackendKind, Circuit, Dialect, Health, ParameterRule, Place, Secret, SelfHosted,
     Timeouts, defaults, dialect,
 };
 use super::{Checker, place_of, time};
@@ -47,6 +46,7 @@ impl Checker<'_> {
             );
         }
         let software = raw.server.as_ref().map(|server| server.value).unwrap_or_default();
+        let addresses = raw.addresses.as_ref().map_or(Addresses::Urls, |addresses| addresses.value);
         let base_urls = self.base_urls(at);
         let default_health = if is_api { None } else { health_path(software, &base_urls) };
         Backend {
@@ -61,9 +61,10 @@ impl Checker<'_> {
                 self.refuse_self_hosted_keys(raw);
                 BackendKind::Api
             } else {
-                BackendKind::SelfHosted(Box::new(self.self_hosted(name, at, base_urls.len())))
+                BackendKind::SelfHosted(Box::new(self.self_hosted(name, at, &base_urls)))
             },
             base_urls,
+            addresses,
         }
     }
 
@@ -286,6 +287,7 @@ impl Checker<'_> {
     fn refuse_self_hosted_keys(&mut self, raw: &RawBackend) {
         let written = [
             place_of(raw.server.as_ref()),
+            place_of(raw.addresses.as_ref()),
             place_of(raw.hourly_usd.as_ref()),
             place_of(raw.billing.as_ref()),
             place_of(raw.request_usd.as_ref()),
@@ -305,8 +307,11 @@ impl Checker<'_> {
         }
     }
 
-    fn self_hosted(&mut self, name: &str, at: &At<RawBackend>, urls: usize) -> SelfHosted {
+    fn self_hosted(&mut self, name: &str, at: &At<RawBackend>, base_urls: &[String]) -> SelfHosted {
         let raw = &at.value;
+        let urls = base_urls.len();
+        let control = self.control(raw.control.as_ref());
+        self.check_addresses(raw, base_urls, &control);
         let software = raw.server.as_ref().map(|server| server.value).unwrap_or_default();
         let max_replicas = self.number(
             raw.max_replicas.as_ref(),
@@ -331,7 +336,7 @@ impl Checker<'_> {
                 minimum: self.at_most(raw.minimum.as_ref(), defaults::MINIMUM, defaults::LONGEST_MINIMUM),
                 max_replicas,
             },
-            control: self.control(raw.control.as_ref()),
+            control,
             server: software,
             metrics_url: self.metrics_url(raw.metrics.as_ref(), software),
         }
@@ -404,87 +409,6 @@ impl Checker<'_> {
         }
     }
 
-    fn control(&mut self, raw: Option<&At<ControlChoice>>) -> Control {
-        let Some(At { value, place }) = raw else { return Control::None };
-        let empty = RawControl::default();
-        let (kind, table) = match value {
-            ControlChoice::Kind(kind) => (*kind, &empty),
-            ControlChoice::Table(table) => {
-                let Some(kind) = &table.kind else {
-                    let remedy = "write `kind = \"none\"`, `\"command\"` or `\"webhook\"`";
-                    self.findings.missing(place, "kind", remedy);
-                    return Control::None;
-                };
-                (kind.value, &**table)
-            }
-        };
-        let (command_keys, webhook_keys) = (
-            [place_of(table.start.as_ref()), place_of(table.stop.as_ref())],
-            [place_of(table.url.as_ref()), place_of(table.secret.as_ref())],
-        );
-        if kind != ControlKind::Command {
-            self.refuse_control_keys(command_keys, "command");
-        }
-        if kind != ControlKind::Webhook {
-            self.refuse_control_keys(webhook_keys, "webhook");
-        }
-        match kind {
-            ControlKind::None => Control::None,
-            ControlKind::Command => Control::Command {
-                start: self.command("start", table.start.as_ref(), place),
-                // A start command that is the server itself needs none: it gets a signal.
-                stop: match &table.stop {
-                    None => Vec::new(),
-                    written => self.command("stop", written.as_ref(), place),
-                },
-            },
-            ControlKind::Webhook => self.webhook(table, place),
-            ControlKind::Kubernetes => {
-                self.findings.problem(
-                    place,
-                    "\"kubernetes\" is not supported by this build",
-                    "write `kind = \"command\"` with `kubectl scale`, or scale by the metric \
-                     `breakeven_pool_wanted_replicas`",
-                );
-                Control::None
-            }
-        }
-    }
-
-    fn refuse_control_keys(&mut self, places: [Option<Place>; 2], kind: &str) {
-        for place in places.into_iter().flatten() {
-            let what = format!("belongs to `kind = \"{kind}\"`");
-            self.findings.problem(&place, what, "remove it, or change the kind");
-        }
-    }
-
-    fn command(&mut self, key: &str, written: Option<&At<Vec<At<String>>>>, table: &Place) -> Vec<String> {
-        let words: Vec<String> =
-            written.map_or_else(Vec::new, |at| at.value.iter().map(|word| word.value.clone()).collect());
-        if words.first().is_none_or(String::is_empty) {
-            let place = written.map_or(table, |at| &at.place);
-            let remedy = format!("write the program and its arguments, as `{key} = [\"./gpu\", \"{key}\"]`");
-            self.findings.problem(place, format!("`{key}` names no program"), remedy);
-        }
-        words
-    }
-
-    fn webhook(&mut self, table: &RawControl, place: &Place) -> Control {
-        let url = table.url.as_ref();
-        let fault = match url {
-            None => Some("has no `url`".to_owned()),
-            Some(url) => url_fault(&url.value, true),
-        };
-        if let Some(fault) = fault {
-            let place = url.map_or(place, |url| &url.place);
-            self.findings.problem(place, fault, "write where to post, as `https://ops.example/gpu`");
-        }
-        Control::Webhook {
-            url: url.map(|url| url.value.clone()).unwrap_or_default(),
-            secret: table.secret.as_ref().and_then(|reference| self.secret(reference)),
-        }
-    }
-
     fn metrics_url(&mut self, written: Option<&At<String>>, software: dialect::Server) -> Option<String> {
         let Some(written) = written else { return software.metrics_path().map(str::to_owned) };
         if written.value.is_empty() {
@@ -523,7 +447,7 @@ fn is_path(text: &str) -> bool {
 }
 
 /// What is wrong with a URL, without the URL: its user part would be a secret.
-fn url_fault(url: &str, query_allowed: bool) -> Option<String> {
+pub(super) fn url_fault(url: &str, query_allowed: bool) -> Option<String> {
     let parsed = url.parse::<http::Uri>().ok().filter(|_| url.contains("://"));
     let authority = parsed.as_ref().and_then(http::Uri::authority).filter(|it| !it.host().is_empty());
     let (Some(uri), Some(authority)) = (&parsed, authority) else {

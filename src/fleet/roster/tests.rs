@@ -38,6 +38,7 @@ fn rules(max_replicas: u32) -> Rules {
         probe_failures: 3,
         longest_call: Duration::from_mins(10),
         one_address: false,
+        is_resolved: false,
         queue_every: None,
     }
 }
@@ -133,6 +134,7 @@ impl World {
                 Report::Probe { replica, order, probe }
             }
             Action::ReadQueue { replica } => Report::QueueRead { replica },
+            Action::Scale { .. } | Action::Resolve => unreachable!("these are started one by one"),
         }
     }
 

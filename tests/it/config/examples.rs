@@ -7,7 +7,7 @@ use std::time::Duration;
 use breakeven::config::{self, AuthMode, BackendKind, Control, RoutePolicy};
 use breakeven::economics::{Billing, NanoUsd};
 
-use super::{EXAMPLE, SECRET, SMALL, good, metrics_of, quoted, says, says_only, small_with};
+use super::{EXAMPLE, SECRET, SMALL, good, metrics_of, quoted, says, says_only};
 
 const SHARED: &str = "\n[shared]\nredis = { env = \"REDIS_URL\" }\n";
 const COMMENTED: &str = include_str!("../../../config/breakeven.toml");
@@ -86,8 +86,6 @@ fn what_this_build_has_not_is_an_error_and_not_ignored() {
             EXAMPLE.lines().count() + 2
         ),
     );
-    let kubernetes = small_with("hourly_usd", "control = { kind = \"kubernetes\" }\nhourly_usd");
-    says(&kubernetes, &["backends.gpu.control: \"kubernetes\" is not supported by this build"]);
 }
 
 #[test]
