@@ -14,6 +14,7 @@ use tokio::time::MissedTickBehavior;
 use tracing::warn;
 
 use super::Gateway;
+use crate::clock::Stopwatch;
 use crate::economics::Timestamp;
 use crate::ledger::LedgerError;
 use crate::ledger::query::{Row, totals};
@@ -21,6 +22,8 @@ use crate::metrics::{Period, PeriodAmounts};
 
 /// How long a row may take into the ledger's tables.
 const IMPORT_LAG: Duration = Duration::from_secs(1);
+/// How long days are read without asking whether the program ends.
+const LONGEST_LOOK: Duration = Duration::from_millis(100);
 const SHORTEST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 const DAY: Duration = Duration::from_hours(24);
@@ -58,6 +61,18 @@ impl Books {
         Ok(next >= until)
     }
 
+    /// Reads day after day for as long as a look may take. One task for many days, because each would begin a
+    /// thread of its own: the last one is not idle again when the next is asked for.
+    fn read_on(&mut self, path: &Path, until: Timestamp) -> Result<bool, LedgerError> {
+        let look = Stopwatch::start();
+        loop {
+            let is_there = self.read(path, until)?;
+            if is_there || look.elapsed() > LONGEST_LOOK {
+                return Ok(is_there);
+            }
+        }
+    }
+
     pub fn amounts(&self) -> Vec<(Period, PeriodAmounts)> {
         vec![(Period::Today, amounts(&self.today)), (Period::Month, amounts(&self.month))]
     }
@@ -81,7 +96,7 @@ pub async fn run(gateway: Arc<Gateway>, mut shutdown: watch::Receiver<bool>) {
         }
         let (path, until) = (gateway.state().config.ledger.path.clone(), gateway.now().saturating_sub(lag));
         let read = tokio::task::spawn_blocking(move || {
-            let result = books.read(&path, until);
+            let result = books.read_on(&path, until);
             (books, result)
         });
         let Ok((read, result)) = read.await else { return };
