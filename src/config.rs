@@ -356,6 +356,8 @@ pub struct Offer {
     pub price: Option<PriceCard>,
     /// Longest input and output together, in tokens.
     pub context_window: Option<u64>,
+    /// The model's `tokenizer.json`, for when a self-hosted server reports no usage.
+    pub tokenizer: Option<PathBuf>,
     pub features: Features,
 }
 

@@ -3,6 +3,7 @@
 pub mod books;
 mod conversations;
 pub mod keeper;
+pub mod once;
 mod pool;
 mod retries;
 mod route;
@@ -30,6 +31,7 @@ use crate::ledger::{Event, Ledger};
 use crate::metrics::{Metrics, Series};
 use crate::openai::tokenizer::Ratio;
 use crate::proxy::count::Counter;
+use crate::proxy::vocabularies::Vocabularies;
 use crate::upstream::{Backend, BaseUrlError};
 use shares::Held;
 
@@ -41,8 +43,11 @@ pub struct Gateway {
     pub metrics: Metrics,
     pub retries: RetryBudget,
     pub counter: Counter,
+    pub vocabularies: Vocabularies,
     pub keys: Keys,
     pub conversations: Conversations,
+    /// Files that were read to their end, and billed if they were the output of a batch.
+    pub read_files: once::Once,
     state: ArcSwap<State>,
     in_flight: AtomicUsize,
     shares: Arc<Shares>,
@@ -121,8 +126,10 @@ impl Gateway {
             metrics,
             retries,
             counter: Counter::default(),
+            vocabularies: Vocabularies::default(),
             keys: Keys::default(),
             conversations: Conversations::default(),
+            read_files: once::Once::default(),
             state: ArcSwap::from_pointee(state),
             in_flight: AtomicUsize::new(0),
             shares: Arc::default(),
@@ -302,6 +309,7 @@ impl Route {
             model: None,
             price: None,
             context_window: None,
+            tokenizer: None,
             features: config::dialect::api_features(),
         };
         Self {

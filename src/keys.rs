@@ -9,6 +9,7 @@ pub mod account;
 pub mod admission;
 pub mod period;
 pub mod rate;
+pub mod reserved;
 pub mod secret;
 pub mod store;
 

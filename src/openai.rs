@@ -6,6 +6,7 @@
 pub mod body;
 pub mod call;
 pub mod conversation;
+pub mod encoding;
 pub mod endpoint;
 pub mod error;
 pub mod json;

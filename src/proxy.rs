@@ -5,6 +5,7 @@ pub mod bill;
 pub mod body;
 pub mod caller;
 pub mod count;
+pub mod encoded;
 pub mod error;
 pub mod exchange;
 pub mod framing;
@@ -13,7 +14,9 @@ pub mod models;
 pub mod passthrough;
 pub mod reader;
 pub mod respond;
+pub mod unpack;
 pub mod upgrade;
+pub mod vocabularies;
 
 use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -33,6 +36,7 @@ use crate::gateway::{Choice, Circumstances, Gateway, Refusal, Route, choose};
 use crate::ledger::Outcome;
 use crate::openai::endpoint::azure_deployment;
 use crate::openai::{ApiError, Call, Endpoint};
+use crate::upstream::Backend;
 use crate::upstream::client::Clients;
 use crate::upstream::send::{Outgoing, send};
 use admit::{admit_call, admit_unread, authenticate, identity};
@@ -125,12 +129,24 @@ async fn unread(
     incoming: Incoming,
     upgrade: Option<OnUpgrade>,
 ) -> Result<Response<Body>, ProxyError> {
-    admit_unread(&mut exchange, &parts.method, upgrade.is_some())?;
+    let backend = passing_backend(&mut exchange, &parts.headers)?;
+    admit_unread(&mut exchange, &backend, &parts.method, upgrade.is_some())?;
     if let Some(upgrade) = upgrade {
-        upgrade::tunnel(clients, exchange, parts, upgrade).await
+        upgrade::tunnel(clients, exchange, &backend, parts, upgrade).await
     } else {
-        passthrough::pass(clients, exchange, parts, incoming).await
+        passthrough::pass(clients, exchange, &backend, parts, incoming).await
     }
+}
+
+/// The API that a path goes to which is not understood: the first, or the one that the client names.
+fn passing_backend(exchange: &mut Exchange, headers: &HeaderMap) -> Result<Arc<Backend>, ProxyError> {
+    let wanted = headers.get(headers::BACKEND).and_then(|name| name.to_str().ok());
+    let Some(wanted) = wanted else {
+        return exchange.state().default_backend().cloned().ok_or(ProxyError::NoBackend);
+    };
+    let backend = exchange.state().backend_named(wanted).filter(|backend| backend.is_api()).cloned();
+    exchange.set_reason(Reason::Pinned);
+    backend.ok_or_else(|| ProxyError::UnknownBackend { backend: wanted.chars().take(64).collect() })
 }
 
 fn may_record(gateway: &Gateway, when_unavailable: WhenUnavailable) -> Result<(), ProxyError> {
@@ -146,11 +162,14 @@ fn may_record(gateway: &Gateway, when_unavailable: WhenUnavailable) -> Result<()
 async fn routed(
     clients: &Clients,
     mut exchange: Exchange,
-    parts: request::Parts,
+    mut parts: request::Parts,
     incoming: Incoming,
 ) -> Result<Response<Body>, ProxyError> {
     let state = exchange.state().clone();
-    let body = collect(incoming, &state.config.limits).await?;
+    let mut body = collect(incoming, &state.config.limits).await?;
+    if parts.headers.contains_key(header::CONTENT_ENCODING) {
+        body = unpack::unpack(&mut parts.headers, body, state.config.limits.max_body_bytes).await?;
+    }
     let mut call = Call::read(exchange.endpoint(), &body).map_err(ProxyError::Request)?;
     if call.model.is_empty()
         && let Some(deployment) = azure_deployment(parts.uri.path())
@@ -158,7 +177,12 @@ async fn routed(
         deployment.clone_into(&mut call.model);
     }
     if call.model.is_empty() {
-        return Err(ProxyError::Request(ApiError::missing_model()));
+        // A stored prompt has its own model, which only the API knows.
+        let may_be_known = call.endpoint == Endpoint::Responses && state.default_backend().is_some();
+        if !may_be_known {
+            return Err(ProxyError::Request(ApiError::missing_model()));
+        }
+        return unrouted(clients, exchange, parts, call, body).await;
     }
     let Some(route) = state.route_of(&call.model).cloned() else {
         return unrouted(clients, exchange, parts, call, body).await;
@@ -194,7 +218,7 @@ fn route_call(
         }
     })?;
     let api = route.api_offer();
-    if let Some(api) = api.filter(|api| api.card(&state.config, &call.model).is_none()) {
+    if api.is_some_and(|api| api.card(&state.config, &call.model).is_none()) {
         match state.config.unknown_price {
             UnknownPrice::Reject => return Err(ProxyError::Unpriced { model: call.model.clone() }),
             UnknownPrice::ApiOnly => {
@@ -202,10 +226,6 @@ fn route_call(
                 if choice.order.is_empty() {
                     return Err(ProxyError::Unpriced { model: call.model.clone() });
                 }
-                tracing::warn!(
-                    model = api.upstream_model(&call.model),
-                    "no price is known for a model of this route"
-                );
             }
             UnknownPrice::Estimate => {}
         }

@@ -393,6 +393,8 @@ tables! {
         price: At<RawPriceCard>,
         /// Longest input and output together, in tokens. Default: no limit is known.
         context_window: At<Count>,
+        /// Path of the model's `tokenizer.json`: counts tokens where a self-hosted server reports no usage. Default: they are estimated from bytes.
+        tokenizer: At<String>,
         /// Tool calls. Default for a self-hosted backend: false, since servers need flags for them.
         tools: At<bool>,
         /// `response_format` with a JSON Schema. Default: by `server`.

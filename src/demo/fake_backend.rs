@@ -11,6 +11,7 @@
 mod answer;
 mod chat;
 mod delivery;
+mod echo;
 mod errors;
 mod log;
 mod media;
@@ -460,6 +461,9 @@ fn answer(
     };
     if seen.header("content-encoding") == "gzip" {
         return Err(errors::compressed_body(personality));
+    }
+    if !seen.header(echo::ECHO).is_empty() {
+        return Ok(echo::echo(seen));
     }
     if let Some(verbatim) = settings.verbatim.as_ref().filter(|_| routes::is_call(path)) {
         return Ok(answer::Answer::verbatim(verbatim));

@@ -2,12 +2,14 @@
 //!
 //! A call is admitted while anything is left, and holds the most that it can cost until it is settled; so
 //! however many calls come at once, what is spent exceeds the budget by one call at most. What a call holds is a
-//! value that gives it back when it is dropped. Four numbers must change together, so they are behind a lock
-//! that is held for a few nanoseconds and never over anything that waits.
+//! value that gives it back when it is dropped, and that expires by itself after [`reserved::LIFETIME`]. Four
+//! numbers must change together, so they are behind a lock that is held for a few nanoseconds and never over
+//! anything that waits.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::period;
+use super::reserved::{Minute, Reserved};
 use crate::config::{Budget, BudgetPeriod};
 use crate::economics::{NanoUsd, Timestamp};
 use crate::metrics::BudgetState;
@@ -18,12 +20,12 @@ pub struct Account {
     book: Mutex<Book>,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct Book {
     from: Timestamp,
     to: Option<Timestamp>,
     spent: NanoUsd,
-    held: NanoUsd,
+    held: Reserved,
 }
 
 /// Nothing is left of a budget.
@@ -36,19 +38,19 @@ pub struct Spent {
 impl Account {
     pub fn new(budget: Budget, spent: NanoUsd, now: Timestamp) -> Arc<Self> {
         let (from, to) = period::bounds(budget.period, now);
-        let book = Book { from, to, spent, held: NanoUsd::ZERO };
+        let book = Book { from, to, spent, held: Reserved::default() };
         Arc::new(Self { budget, book: Mutex::new(book) })
     }
 
     /// Holds the most that a call can cost, if anything is left.
     pub fn hold(self: &Arc<Self>, most: NanoUsd, now: Timestamp) -> Result<Hold, Spent> {
         let mut book = self.book_at(now);
-        if book.spent + book.held >= self.budget.limit {
+        if book.spent + book.held.total() >= self.budget.limit {
             return Err(Spent { until: book.to });
         }
         let amount = most.max(NanoUsd::ZERO);
-        book.held += amount;
-        Ok(Hold { account: self.clone(), amount })
+        let since = book.held.add(amount, now);
+        Ok(Hold { account: self.clone(), amount, since })
     }
 
     /// Adds what was spent without having been held.
@@ -59,11 +61,11 @@ impl Account {
 
     /// What is held by calls that are under way.
     pub fn held(&self) -> NanoUsd {
-        self.lock().held
+        self.lock().held.total()
     }
 
     pub fn state(&self, now: Timestamp) -> BudgetState {
-        let book = *self.book_at(now);
+        let book = self.book_at(now);
         BudgetState {
             name: self.budget.name.clone(),
             limit: self.budget.limit,
@@ -77,6 +79,7 @@ impl Account {
     /// the ledger does it, so what it holds stays held.
     fn book_at(&self, now: Timestamp) -> MutexGuard<'_, Book> {
         let mut book = self.lock();
+        book.held.expire(now);
         if book.to.is_some_and(|to| now >= to) {
             (book.from, book.to) = period::bounds(self.budget.period, now);
             book.spent = NanoUsd::ZERO;
@@ -94,12 +97,13 @@ impl Account {
 pub struct Hold {
     account: Arc<Account>,
     amount: NanoUsd,
+    since: Minute,
 }
 
 impl Hold {
     /// Holds nothing, but charges when it is settled.
     pub fn of_nothing(account: &Arc<Account>) -> Self {
-        Self { account: account.clone(), amount: NanoUsd::ZERO }
+        Self { account: account.clone(), amount: NanoUsd::ZERO, since: Minute::default() }
     }
 
     pub fn account(&self) -> &Arc<Account> {
@@ -109,7 +113,7 @@ impl Hold {
     /// Gives back what is held and charges what the call did cost, as one change.
     pub fn settle(mut self, cost: NanoUsd, now: Timestamp) {
         let mut book = self.account.book_at(now);
-        book.held -= self.amount;
+        book.held.give_back(self.amount, self.since);
         book.spent += cost;
         drop(book);
         self.amount = NanoUsd::ZERO;
@@ -119,7 +123,7 @@ impl Hold {
 impl Drop for Hold {
     fn drop(&mut self) {
         let mut book = self.account.lock();
-        book.held -= self.amount;
+        book.held.give_back(self.amount, self.since);
     }
 }
 
@@ -186,6 +190,20 @@ mod tests {
         hold.settle(nanos(400), at(86_400));
         let state = account.state(at(86_400));
         assert_eq!((state.spent, state.from, state.to), (nanos(400), at(0) + DAY, at(0) + DAY + DAY));
+    }
+
+    #[test]
+    fn what_a_call_that_never_ends_holds_expires_and_is_not_given_back_twice() {
+        let account = account(1000, 0);
+        let stuck = account.hold(nanos(1000), at(30)).unwrap();
+        let later = at(30) + super::super::reserved::LIFETIME;
+        assert!(account.hold(nanos(1), at(3000)).is_err(), "it is still held");
+        let next = account.hold(nanos(400), later + Duration::from_mins(1)).unwrap();
+        assert_eq!(account.held(), nanos(400));
+        stuck.settle(nanos(700), later + Duration::from_mins(2));
+        assert_eq!((account.held(), account.state(later).spent), (nanos(400), nanos(700)));
+        drop(next);
+        assert_eq!(account.held(), NanoUsd::ZERO);
     }
 
     proptest! {

@@ -14,8 +14,9 @@ use crate::economics::{NanoUsd, Timestamp};
 pub(crate) struct Counter(AtomicU64);
 
 impl Counter {
-    pub(crate) fn add(&self, amount: u64) {
-        self.0.fetch_add(amount, Ordering::Relaxed);
+    /// Returns what was counted before.
+    pub(crate) fn add(&self, amount: u64) -> u64 {
+        self.0.fetch_add(amount, Ordering::Relaxed)
     }
 
     /// Takes over a count that is kept elsewhere and only grows.

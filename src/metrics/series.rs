@@ -222,9 +222,9 @@ impl Series {
         self.comparison.all_api.add(cost);
     }
 
-    /// The call had no price and was counted as zero dollars.
-    pub fn unpriced(&self) {
-        self.model.unpriced.add(1);
+    /// The call had no price and was counted as zero dollars. True for the first of this backend and model.
+    pub fn unpriced(&self) -> bool {
+        self.model.unpriced.add(1) == 0
     }
 
     /// From the request's arrival to the last byte of its answer.

@@ -2,8 +2,7 @@
 
 use std::io::Write;
 
-use flate2::write::{GzDecoder, ZlibDecoder};
-
+use super::encoding::{Decoder, Encoding};
 use super::usage::{self, Reported};
 use super::{Endpoint, json};
 use crate::economics::Tier;
@@ -13,22 +12,19 @@ pub const MAX_KEPT_BYTES: usize = 4 << 20;
 /// Of a longer answer: its beginning (`id`, `model`) and its end (`usage`).
 const HEAD_BYTES: usize = 4 << 10;
 const TAIL_BYTES: usize = 64 << 10;
-/// A compressed answer that grows beyond this is not decoded further.
-const MAX_DECODED_BYTES: u64 = 256 << 20;
 
 /// Watches the body of an answer that is not a stream. A file is taken for the output of a batch, a response a
-/// line: their usages are summed, since a batch has one model. It keeps a copy within [`MAX_KEPT_BYTES`]; gzip and
-/// deflate are decoded for it alone. Other encodings are not decoded: do not ask upstreams for them.
+/// line: their usages are summed, since a batch has one model. It keeps a copy within [`MAX_KEPT_BYTES`], of what
+/// is compressed the decoded one.
 #[derive(Debug)]
 pub struct BodyReader {
-    decoder: Decoder,
+    form: Form,
 }
 
 #[derive(Debug)]
-enum Decoder {
-    Identity(Kept),
-    Gzip(GzDecoder<Kept>),
-    Deflate(ZlibDecoder<Kept>),
+enum Form {
+    Plain(Kept),
+    Coded(Decoder<Kept>),
     /// Unknown encoding, or bytes that are not what they claimed to be.
     Unreadable,
 }
@@ -36,39 +32,37 @@ enum Decoder {
 impl BodyReader {
     /// `content_encoding` is the answer's header.
     pub fn new(endpoint: Endpoint, content_encoding: Option<&str>) -> Self {
-        let kept = |longest| Kept::new(endpoint, longest);
-        let encoding = content_encoding.unwrap_or("identity").trim().to_ascii_lowercase();
-        let decoder = match encoding.as_str() {
-            "identity" | "" => Decoder::Identity(kept(u64::MAX)),
-            "gzip" | "x-gzip" => Decoder::Gzip(GzDecoder::new(kept(MAX_DECODED_BYTES))),
-            "deflate" => Decoder::Deflate(ZlibDecoder::new(kept(MAX_DECODED_BYTES))),
-            _ => Decoder::Unreadable,
+        let kept = Kept::new(endpoint);
+        let form = match Encoding::of(content_encoding) {
+            Encoding::Identity => Form::Plain(kept),
+            Encoding::Coded(coding) => Form::Coded(Decoder::new(coding, kept)),
+            Encoding::Unknown => Form::Unreadable,
         };
-        Self { decoder }
+        Self { form }
     }
 
     pub fn push(&mut self, bytes: &[u8]) {
-        let written = match &mut self.decoder {
-            Decoder::Identity(kept) => kept.write_all(bytes),
-            Decoder::Gzip(decoder) => decoder.write_all(bytes),
-            Decoder::Deflate(decoder) => decoder.write_all(bytes),
-            Decoder::Unreadable => Ok(()),
+        let written = match &mut self.form {
+            Form::Plain(kept) => kept.write_all(bytes),
+            Form::Coded(decoder) => decoder.push(bytes),
+            Form::Unreadable => Ok(()),
         };
         if written.is_err() {
-            self.decoder = Decoder::Unreadable;
+            self.form = Form::Unreadable;
         }
     }
 
     /// What the answer reported, once it is complete. `None` when there is no usage in it, or it cannot be
     /// read.
     pub fn finish(self) -> Option<Reported> {
-        let kept = match self.decoder {
-            Decoder::Identity(kept) => kept,
-            Decoder::Gzip(decoder) => decoder.finish().ok()?,
-            Decoder::Deflate(decoder) => decoder.finish().ok()?,
-            Decoder::Unreadable => return None,
-        };
-        kept.finish()
+        match self.form {
+            Form::Plain(mut kept) => kept.finish(),
+            Form::Coded(mut decoder) => {
+                decoder.finish().ok()?;
+                decoder.sink().finish()
+            }
+            Form::Unreadable => None,
+        }
     }
 }
 
@@ -79,15 +73,13 @@ struct Kept {
     bytes: Vec<u8>,
     /// Bytes of this body or line, of which `bytes` may be the two ends.
     seen: usize,
-    /// Bytes that may still come.
-    left: u64,
     /// Sum of the lines that are complete.
     sum: Option<Reported>,
 }
 
 impl Kept {
-    fn new(endpoint: Endpoint, longest: u64) -> Self {
-        Self { endpoint, bytes: Vec::new(), seen: 0, left: longest, sum: None }
+    fn new(endpoint: Endpoint) -> Self {
+        Self { endpoint, bytes: Vec::new(), seen: 0, sum: None }
     }
 
     fn keep(&mut self, bytes: &[u8]) {
@@ -118,12 +110,12 @@ impl Kept {
         self.seen = 0;
     }
 
-    fn finish(mut self) -> Option<Reported> {
+    fn finish(&mut self) -> Option<Reported> {
         if self.endpoint != Endpoint::Files {
             return self.reported();
         }
         self.end_line();
-        self.sum
+        self.sum.take()
     }
 
     fn reported(&self) -> Option<Reported> {
@@ -155,11 +147,6 @@ fn text_member(head: &[u8], tail: &[u8], key: &[u8]) -> Option<String> {
 
 impl Write for Kept {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        let length = bytes.len() as u64;
-        self.left = self
-            .left
-            .checked_sub(length)
-            .ok_or_else(|| std::io::Error::other("the answer is too long to be decoded"))?;
         if self.endpoint == Endpoint::Files {
             self.keep_lines(bytes);
         } else {
@@ -241,7 +228,7 @@ mod tests {
         let mut reader = BodyReader::new(Endpoint::Embeddings, None);
         for piece in body.as_bytes().chunks(16 << 10) {
             reader.push(piece);
-            let Decoder::Identity(kept) = &reader.decoder else { panic!("not encoded") };
+            let Form::Plain(kept) = &reader.form else { panic!("not encoded") };
             assert!(kept.bytes.len() <= MAX_KEPT_BYTES + (16 << 10));
         }
         let reported = reader.finish().unwrap();

@@ -100,6 +100,19 @@ impl Endpoint {
         }
     }
 
+    /// Whether an answer that reports no usage has cost something all the same: sound by the character, speech by
+    /// the minute, pictures by the piece.
+    pub const fn costs_without_usage(self) -> bool {
+        matches!(
+            self,
+            Self::AudioTranscriptions
+                | Self::AudioTranslations
+                | Self::AudioSpeech
+                | Self::Images
+                | Self::Messages
+        )
+    }
+
     /// Whether a stream of it says its usage only when `stream_options.include_usage` asks for that.
     pub const fn takes_stream_options(self) -> bool {
         matches!(self, Self::ChatCompletions | Self::Completions)

@@ -16,6 +16,7 @@ use crate::keys::Unknown;
 use crate::keys::admission::{Bounds, Limits, NotAdmitted};
 use crate::keys::secret::PREFIX;
 use crate::openai::{ApiError, Call, Endpoint};
+use crate::upstream::Backend;
 
 /// Output that a call without a limit of its own is held to be able to have.
 const UNLIMITED_OUTPUT_TOKENS: u64 = 4096;
@@ -125,15 +126,19 @@ pub fn admit_call(
 
 /// Lets in a call to a path that is not read. It goes to the API, so a budget that leaves only the cheaper
 /// backend refuses it, and a key for certain routes does not cover it.
-pub fn admit_unread(exchange: &mut Exchange, method: &Method, is_session: bool) -> Result<(), ProxyError> {
+pub fn admit_unread(
+    exchange: &mut Exchange,
+    backend: &Backend,
+    method: &Method,
+    is_session: bool,
+) -> Result<(), ProxyError> {
     let gateway = exchange.gateway().clone();
     let key = exchange.key().cloned();
     if let Some(key) = &key {
         if !key.record.routes.is_empty() {
             return Err(ProxyError::NotAllowed { what: "paths that belong to no route" });
         }
-        let backend = exchange.state().default_backend();
-        if backend.is_some_and(|backend| !key.may_use_backend(backend.name())) {
+        if !key.may_use_backend(backend.name()) {
             return Err(ProxyError::NotAllowed { what: "the backend that serves this path" });
         }
     }

@@ -224,6 +224,7 @@ impl Metered {
                 },
             }
         };
+        let end = if self.reader.is_broken() { End::Broken } else { end };
         if !joined.is_empty() {
             self.silence = Stopwatch::start();
             if let Some(exchange) = &mut self.exchange {

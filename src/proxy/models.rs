@@ -35,7 +35,8 @@ pub async fn answer(
             _ => Err(ProxyError::UnknownModel { model: name.chars().take(128).collect() }),
         };
     }
-    let response = passthrough::pass(clients, exchange, parts, incoming).await?;
+    let backend = exchange.state().default_backend().cloned().ok_or(ProxyError::NoBackend)?;
+    let response = passthrough::pass(clients, exchange, &backend, parts, incoming).await?;
     if is_ours && response.status() == StatusCode::NOT_FOUND {
         return Ok(json_response(&model(&name)));
     }

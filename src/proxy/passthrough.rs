@@ -7,6 +7,8 @@ use bytes::{Bytes, BytesMut};
 use http::{Response, header, request};
 use http_body::Body as _;
 use hyper::body::Incoming;
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
 
 use super::body::Body;
 use super::error::ProxyError;
@@ -15,6 +17,7 @@ use super::headers::Head;
 use super::respond::stream;
 use super::{collect, fail, path_and_query};
 use crate::openai::{Endpoint, json};
+use crate::upstream::Backend;
 use crate::upstream::client::{Clients, RequestBody};
 use crate::upstream::send::Answer;
 
@@ -25,16 +28,21 @@ const MAX_MODEL_BYTES: usize = 128;
 /// Kept of a form between two pieces, so that a field at their border is found.
 const FORM_OVERLAP_BYTES: usize = 512;
 
-/// A path that is not understood goes to the first API, as it comes, and is metered if its answer says usage.
+/// A path that is not understood goes to an API, as it comes, and is metered if its answer says usage.
 pub async fn pass(
     clients: &Clients,
     mut exchange: Exchange,
+    backend: &Arc<Backend>,
     parts: request::Parts,
     incoming: Incoming,
 ) -> Result<Response<Body>, ProxyError> {
-    let state = exchange.state().clone();
-    let backend = state.default_backend().ok_or(ProxyError::NoBackend)?;
-    exchange.set_buys(exchange.endpoint().may_bill(&parts.method));
+    let path = parts.uri.path();
+    let mut may_bill = exchange.endpoint().may_bill(&parts.method);
+    if exchange.endpoint() == Endpoint::Files {
+        may_bill &= path.ends_with("/content");
+        exchange.id = file_id(backend.name(), path);
+    }
+    exchange.set_buys(may_bill);
     let body = read_body(&exchange, &parts, incoming).await?;
     let Some(place) = backend.acquire() else {
         return Err(ProxyError::Unavailable {
@@ -70,6 +78,13 @@ pub async fn pass(
     Ok(stream(exchange, Answer { head, read: Bytes::new(), rest: Some(body), strip_usage: false }))
 }
 
+/// The id of what a file holds: the same whenever it is read, since files do not change.
+fn file_id(backend: &str, path: &str) -> Uuid {
+    let digest = Sha256::new().chain_update(backend).chain_update([0]).chain_update(path).finalize();
+    let (id, _) = digest.split_first_chunk().expect("a digest has 32 bytes");
+    uuid::Builder::from_custom_bytes(*id).into_uuid()
+}
+
 /// Small JSON is collected for the model that it names; a form is watched for it as it passes; the rest
 /// passes unseen.
 async fn read_body(
@@ -83,6 +98,7 @@ async fn read_body(
     let content_type = parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let content_type = content_type.unwrap_or_default();
     if content_type.starts_with("application/json")
+        && !parts.headers.contains_key(header::CONTENT_ENCODING)
         && incoming.size_hint().exact().is_some_and(|size| size <= MAX_READ_BYTES)
     {
         let body = collect(incoming, &exchange.state().config.limits).await?;

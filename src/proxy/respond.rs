@@ -1,6 +1,7 @@
 //! An upstream's answer on its way to the client: whole, with its cost, or as it comes.
 
-use http::{HeaderMap, HeaderValue, Response, header};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 
 use super::admit::tell_limits;
 use super::body::{Body, Metered};
@@ -8,9 +9,10 @@ use super::exchange::Exchange;
 use super::headers;
 use super::reader::Reader;
 use crate::ledger::Outcome;
+use crate::openai::BodyReader;
+use crate::openai::encoding::{self, Encoding};
 use crate::openai::usage::{self, Reported};
-use crate::openai::{BodyReader, StreamReader};
-use crate::upstream::send::Answer;
+use crate::upstream::send::{Answer, MAX_COLLECTED_BYTES};
 
 /// Hands an answer to the client: whole, with its cost, or as it comes.
 pub async fn respond(exchange: Exchange, answer: Answer) -> Response<Body> {
@@ -37,7 +39,11 @@ pub async fn respond(exchange: Exchange, answer: Answer) -> Response<Body> {
         _ => None,
     };
     annotate(&mut head.headers, &exchange);
-    let settling = exchange.settle_unary(outcome, reported.as_ref(), &read);
+    let shown = match reported {
+        None => decoded(&head.headers, &read),
+        Some(_) => read.clone(),
+    };
+    let settling = exchange.settle_unary(outcome, reported.as_ref(), &shown);
     if let Some(cost) = settling.wait().await
         && let Ok(value) = HeaderValue::from_str(&cost.to_string())
     {
@@ -47,6 +53,16 @@ pub async fn respond(exchange: Exchange, answer: Answer) -> Response<Body> {
     Response::from_parts(head, Body::full(read))
 }
 
+/// An answer as it is without its coding, to be counted; as it came, if it has none or cannot be decoded.
+fn decoded(head: &HeaderMap, read: &Bytes) -> Bytes {
+    match Encoding::of(head.get(header::CONTENT_ENCODING).and_then(|value| value.to_str().ok())) {
+        Encoding::Coded(coding) => {
+            encoding::decode(coding, read, MAX_COLLECTED_BYTES).map_or_else(|_| read.clone(), Bytes::from)
+        }
+        Encoding::Identity | Encoding::Unknown => read.clone(),
+    }
+}
+
 /// An answer that is read as it passes.
 pub fn stream(mut exchange: Exchange, answer: Answer) -> Response<Body> {
     let Answer { mut head, read, rest, strip_usage } = answer;
@@ -54,15 +70,13 @@ pub fn stream(mut exchange: Exchange, answer: Answer) -> Response<Body> {
     annotate(&mut head.headers, &exchange);
     let text = |name| head.headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
     let content_type = text(header::CONTENT_TYPE).unwrap_or_default();
-    let reader = if content_type.starts_with("text/event-stream") && text(header::CONTENT_ENCODING).is_none()
-    {
-        Reader::Events(StreamReader::new(exchange.endpoint(), strip_usage))
-    } else if content_type.contains("json") {
-        Reader::Document(Some(BodyReader::new(exchange.endpoint(), text(header::CONTENT_ENCODING))))
-    } else {
-        Reader::Opaque
-    };
-    if reader.may_change_length() {
+    let encoding = text(header::CONTENT_ENCODING);
+    let reader = Reader::of(exchange.endpoint(), content_type, encoding, strip_usage);
+    if reader.unpacks() {
+        head.headers.remove(header::CONTENT_ENCODING);
+    }
+    // What a 304 says is the length of what it does not send; it is left out, for the server to be of one mind.
+    if reader.may_change_length() || head.status == StatusCode::NOT_MODIFIED {
         head.headers.remove(header::CONTENT_LENGTH);
     }
     let timeouts = exchange.served().map(|(backend, _)| backend.spec.timeouts.clone());

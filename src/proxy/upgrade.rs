@@ -3,6 +3,8 @@
 //! Bytes pass as they come. Frames from the server are not masked, so their headers are followed and the
 //! text of small messages is read; compression is not offered upstream, because it would hide them.
 
+use std::sync::Arc;
+
 use bytes::{Buf, Bytes, BytesMut};
 use http::{HeaderValue, Request, Response, StatusCode, header, request};
 use hyper::upgrade::{OnUpgrade, Upgraded};
@@ -19,6 +21,7 @@ use super::{fail, path_and_query};
 use crate::ledger::Outcome;
 use crate::openai::query::query_value;
 use crate::openai::{Endpoint, usage};
+use crate::upstream::Backend;
 use crate::upstream::client::{Clients, RequestBody};
 use crate::upstream::send::Answer;
 
@@ -37,11 +40,10 @@ pub fn is_asked<B>(request: &Request<B>) -> bool {
 pub async fn tunnel(
     clients: &Clients,
     mut exchange: Exchange,
+    backend: &Arc<Backend>,
     parts: request::Parts,
     client_side: OnUpgrade,
 ) -> Result<Response<Body>, ProxyError> {
-    let state = exchange.state().clone();
-    let backend = state.default_backend().ok_or(ProxyError::NoBackend)?;
     exchange.set_buys(false);
     if let Some(model) = parts.uri.query().and_then(|query| query_value(query, "model")) {
         exchange.name_model(&model);

@@ -14,6 +14,7 @@ use crate::economics::Reason;
 use crate::fleet::Availability;
 use crate::health::throttle::retry_after;
 use crate::metrics::{AttemptResult, Fault};
+use crate::openai::endpoint::azure_deployment;
 use crate::openai::{Change, Endpoint};
 use crate::proxy::error::ProxyError;
 use crate::proxy::exchange::Exchange;
@@ -61,6 +62,8 @@ struct Failed {
     failure: Failure,
     /// The same backend may be tried again.
     again: bool,
+    /// It will be asked otherwise, and at once.
+    asks_otherwise: bool,
 }
 
 /// Sends a call to the offers of its route in `order`, each once, and then again as far as the retry budgets
@@ -79,19 +82,12 @@ pub async fn send(
             if exchange.attempts() >= settings.max_attempts {
                 return conclude(exchange, last);
             }
-            if !place(exchange, index, &mut last) {
-                continue;
-            }
-            match attempt(clients, exchange, request, index).await {
-                Ok(answer) => return Ok(answer),
-                Err(failed) => {
-                    exchange.end_attempt(failed.result, failed.retry_after);
-                    let is_final = !failed.again && order.len() == 1;
-                    last = Some(failed);
-                    if is_final {
-                        return conclude(exchange, last);
-                    }
+            match try_offer(clients, exchange, request, index, &mut last).await {
+                Tried::Answered(answer) => return Ok(*answer),
+                Tried::Failed if order.len() == 1 && last.as_ref().is_some_and(|failed| !failed.again) => {
+                    return conclude(exchange, last);
                 }
+                Tried::Failed | Tried::NoPlace => {}
             }
         }
         let Some(failed) = &last else { return conclude(exchange, None) };
@@ -102,6 +98,39 @@ pub async fn send(
         }
         tokio::time::sleep(wait).await;
         backoff = (backoff * 2).min(settings.max_backoff);
+    }
+}
+
+enum Tried {
+    Answered(Box<Answer>),
+    /// What went wrong is in `last`.
+    Failed,
+    NoPlace,
+}
+
+/// One attempt at an offer; and another, when its backend has just said how it wants to be asked.
+async fn try_offer(
+    clients: &Clients,
+    exchange: &mut Exchange,
+    request: &mut Outgoing,
+    index: usize,
+    last: &mut Option<Failed>,
+) -> Tried {
+    loop {
+        if !place(exchange, index, last) {
+            return Tried::NoPlace;
+        }
+        let failed = match attempt(clients, exchange, request, index).await {
+            Ok(answer) => return Tried::Answered(Box::new(answer)),
+            Err(failed) => failed,
+        };
+        exchange.end_attempt(failed.result, failed.retry_after);
+        let may_ask_again =
+            failed.asks_otherwise && exchange.attempts() < exchange.state().config.retry.max_attempts;
+        *last = Some(failed);
+        if !may_ask_again {
+            return Tried::Failed;
+        }
     }
 }
 
@@ -119,7 +148,9 @@ fn place(exchange: &mut Exchange, index: usize, last: &mut Option<Failed>) -> bo
     };
     if let Some(failed) = last {
         exchange.moved(backend, failed.fault);
-        exchange.set_reason(Reason::Failover);
+        if !failed.asks_otherwise {
+            exchange.set_reason(Reason::Failover);
+        }
     }
     exchange.begin_attempt(backend, Some(index), place);
     true
@@ -154,8 +185,12 @@ async fn attempt(
         Some(call) => {
             let has_usage_chunk = matches!(call.endpoint, Endpoint::ChatCompletions | Endpoint::Completions);
             let injects = call.stream && has_usage_chunk && !call.wants_usage && !refuses;
+            // Where an Azure path names the model, its body does not.
+            let is_in_path = backend.is_api()
+                && call.model == model
+                && azure_deployment(&request.path_and_query).is_some();
             let change = Change {
-                model: Some(&model),
+                model: (!is_in_path && !model.is_empty()).then_some(&model),
                 include_usage: injects,
                 remove_stream_options: refuses,
                 rules: &backend.rules,
@@ -279,6 +314,7 @@ fn judge(answer: Answer, backend: &super::Backend, injects: bool) -> Result<Answ
         retry_after: wait,
         failure: Failure::Answer(Box::new(answer)),
         again,
+        asks_otherwise: false,
     };
     match status {
         StatusCode::TOO_MANY_REQUESTS => Err(failed(Fault::Http429, true, answer)),
@@ -293,7 +329,7 @@ fn judge(answer: Answer, backend: &super::Backend, injects: bool) -> Result<Answ
                 backend.name()
             );
             backend.refuses_stream_options.store(true, std::sync::atomic::Ordering::Relaxed);
-            Err(failed(Fault::Http4xx, true, answer))
+            Err(Failed { asks_otherwise: true, ..failed(Fault::Http4xx, true, answer) })
         }
         StatusCode::NOT_FOUND if !backend.is_api() => Err(failed(Fault::Http4xx, false, answer)),
         StatusCode::BAD_REQUEST if !backend.is_api() && is_too_long(&answer.read) => {
@@ -317,7 +353,14 @@ fn jittered(pause: Duration) -> Duration {
 
 impl Failed {
     fn new(fault: Fault, result: AttemptResult, error: ProxyError, again: bool) -> Self {
-        Self { fault, result, retry_after: None, failure: Failure::NoAnswer(error), again }
+        Self {
+            fault,
+            result,
+            retry_after: None,
+            failure: Failure::NoAnswer(error),
+            again,
+            asks_otherwise: false,
+        }
     }
 
     /// The backend's dialect has no place for what the call asks for.

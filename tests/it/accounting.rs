@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use breakeven::economics::{Tier, Usage};
 use breakeven::openai::stream::{MAX_HELD_BYTES, Report};
-use breakeven::openai::tokenizer::{count_call, count_text};
+use breakeven::openai::tokenizer::{FileTokenizer, count_call, count_text};
 use breakeven::openai::{BodyReader, Endpoint, StreamReader};
 use breakeven::prices;
 use bytes::Bytes;
@@ -192,6 +192,18 @@ fn texts_and_chats_count_as_tiktoken_counts_them() {
         }
     }
     assert_eq!(counted, 2 * (216 + 660));
+}
+
+#[test]
+fn texts_count_as_the_library_of_a_tokenizer_file_counts_them() {
+    let tokenizer = FileTokenizer::read(text("tokens/tiny/tokenizer.json").as_bytes()).unwrap();
+    let counts = text("tokens/tiny/counts.jsonl");
+    for line in counts.lines() {
+        let row: Value = serde_json::from_str(line).unwrap();
+        assert_eq!(Some(tokenizer.count(row["text"].as_str().unwrap())), row["tokens"].as_u64(), "{row}");
+    }
+    assert!(counts.lines().count() > 50);
+    assert!(FileTokenizer::read(b"{}").is_err());
 }
 
 /// A captured answer.

@@ -90,6 +90,16 @@ fn quoted(path: &Path) -> String {
 }
 
 #[test]
+fn a_tokenizer_is_a_file_that_is_there_and_counts_for_self_hosted_models() {
+    let offer = |more: &str| small_with("model = \"llama\"", &format!("model = \"llama\", {more}"));
+    let loaded = good(&offer("tokenizer = \"tests/data/tokens/tiny/tokenizer.json\""));
+    assert!(loaded.routes[0].offers[1].tokenizer.is_some());
+    assert!(problems(&offer("tokenizer = \"nowhere.json\"")).contains("there is no file `nowhere.json`"));
+    let api = small_with("backend = \"openai\"", "backend = \"openai\", tokenizer = \"Cargo.toml\"");
+    assert!(problems(&api).contains("belongs to offers of self-hosted backends"));
+}
+
+#[test]
 fn every_problem_is_reported_at_once() {
     insta::assert_snapshot!("problems_of_a_bad_config", problems(include_str!("config/bad.toml")));
 }

@@ -9,6 +9,7 @@ mod durability;
 mod export;
 mod fake;
 mod fleet;
+mod fuzz;
 mod import;
 mod keys;
 mod kubernetes;

@@ -1,12 +1,19 @@
 //! The proxy between two fake servers, over real sockets.
 
 mod bodies;
+mod canned;
 mod captures;
 mod clients;
 mod conversations;
+mod dialects;
+mod disconnects;
+mod encodings;
+mod endpoints;
 mod failures;
 mod metering;
 mod routing;
+mod tokenizers;
+mod wire;
 
 use breakeven::demo::{FakeBackend, Personality, Settings};
 use serde_json::{Value, json};

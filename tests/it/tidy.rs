@@ -31,7 +31,7 @@ const FRIENDS: [(&str, &[&str]); 7] = [
 ];
 
 /// Uses of a higher layer, each with its reason. One that is not needed any more must go.
-const EXCEPTIONS: [(&str, &str, &str); 8] = [
+const EXCEPTIONS: [(&str, &str, &str); 9] = [
     ("openai", "crate::config::ParameterRule", "what a server cannot take is a setting"),
     ("prices", "crate::config::PriceBook", "a price file becomes a part of the configuration"),
     ("prices", "crate::config::undated", "one rule for the names of dated models"),
@@ -39,6 +39,7 @@ const EXCEPTIONS: [(&str, &str, &str); 8] = [
     ("upstream", "crate::proxy::exchange", "attempts are noted in the call's record"),
     ("upstream", "crate::proxy::headers", "the head that is sent is the client's"),
     ("gateway", "crate::proxy::count", "the shared state holds the counters"),
+    ("gateway", "crate::proxy::vocabularies", "the shared state holds what they count with"),
     ("admin", "crate::commands", "the page reports and reloads as the commands do"),
 ];
 

@@ -1,6 +1,7 @@
 //! The routes: which models there are, who may serve them, and by which rule.
 
 use std::collections::{BTreeSet, HashMap};
+use std::path::PathBuf;
 
 use super::super::raw::{PolicyName, RawBackend, RawBand, RawOffer, RawRoute, RawThreshold};
 use super::super::read::{At, Named};
@@ -93,14 +94,32 @@ impl Checker<'_> {
         if let Some(window) = raw.context_window.as_ref().filter(|window| window.value.0 == 0) {
             self.findings.problem(&window.place, "must be at least 1", "write the longest context in tokens");
         }
+        let tokenizer = raw.tokenizer.as_ref().and_then(|at| self.tokenizer(at, backend));
         let id = u16::try_from(index).expect("there are at most 256 backends");
         Some(Offer {
             backend: BackendId(id),
             model: raw.model.as_ref().map(|model| model.value.clone()),
             price,
             context_window: raw.context_window.as_ref().map(|window| window.value.0),
+            tokenizer,
             features: features(raw, backend),
         })
+    }
+
+    /// Found now, read when it is first needed: a large one takes half a second.
+    fn tokenizer(&mut self, at: &At<String>, backend: &Backend) -> Option<PathBuf> {
+        if matches!(backend.kind, BackendKind::Api) {
+            let remedy = "remove it: an API's models are counted with the vocabularies of OpenAI";
+            self.findings.problem(&at.place, "belongs to offers of self-hosted backends", remedy);
+            return None;
+        }
+        let path = self.surroundings.folder.join(&at.value);
+        if !path.is_file() {
+            let what = format!("there is no file `{}`", path.display());
+            self.findings.problem(&at.place, what, "write the path of the model's `tokenizer.json`");
+            return None;
+        }
+        Some(path)
     }
 
     /// A price that nobody knows makes every comparison on this route a guess.

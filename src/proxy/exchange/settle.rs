@@ -1,5 +1,7 @@
 //! The end of a call: what it used is priced, its row written, everything counted. Once.
 
+use std::path::Path;
+
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
@@ -8,10 +10,12 @@ use crate::economics::{Slot, Tier, Timestamp, Usage};
 use crate::gateway::Home;
 use crate::ledger::{Entry, Outcome, Ticket, UsageSource};
 use crate::metrics::{AttemptResult, SpendKind};
+use crate::openai::tokenizer::{Encoding, Vocabulary};
 use crate::openai::usage::Reported;
-use crate::openai::{Call, text, tokenizer};
+use crate::openai::{Call, Endpoint, text, tokenizer};
 use crate::proxy::bill::{self, Bill};
 use crate::proxy::reader::Reader;
+use crate::proxy::vocabularies::Loaded;
 
 /// One call in so many is counted by our tokenizer as well, to know how far its counts are off.
 const COMPARED_ONE_IN: u8 = 128;
@@ -21,6 +25,9 @@ impl Exchange {
     pub fn settle_stream(mut self, outcome: Outcome, reader: &mut Reader) -> Settling {
         self.end_attempt(attempt_result(outcome, self.status), None);
         match reader.reported() {
+            _ if self.endpoint == Endpoint::Files && !self.is_first_reading(outcome) => {
+                self.book_no_row(outcome)
+            }
             Some(reported) => self.book_reported(outcome, &reported),
             None if self.expects_usage(outcome) => self.count_stream(outcome, reader),
             None => self.book_nothing(outcome),
@@ -55,6 +62,8 @@ impl Exchange {
     pub fn cancel_stream(mut self, reader: &mut Reader) {
         self.end_attempt(AttemptResult::Cancelled, None);
         let _settling = match reader.reported() {
+            // Who reads only a part of a file buys nothing: it was made long ago, and will be read again.
+            _ if self.endpoint == Endpoint::Files => self.book_no_row(Outcome::Cancelled),
             Some(reported) => self.book_reported(Outcome::Cancelled, &reported),
             None => self.count_stream(Outcome::Cancelled, reader),
         };
@@ -74,7 +83,21 @@ impl Exchange {
     }
 
     fn book_nothing(self, outcome: Outcome) -> Settling {
-        self.book(outcome, &Usage::default(), UsageSource::None, Tier::Standard, Bill::default())
+        let is_answered = outcome == Outcome::Success && (200..300).contains(&self.status);
+        let unpriced = is_answered && self.endpoint.costs_without_usage();
+        let bill = Bill { unpriced, ..Bill::default() };
+        self.book(outcome, &Usage::default(), UsageSource::None, Tier::Standard, bill)
+    }
+
+    fn book_no_row(mut self, outcome: Outcome) -> Settling {
+        self.buys = false;
+        self.book_nothing(outcome)
+    }
+
+    /// Whether this is the first time that a file is read to its end. The output of a batch is billed then, and
+    /// not when it is read again.
+    fn is_first_reading(&self, outcome: Outcome) -> bool {
+        outcome == Outcome::Success && self.gateway.read_files.is_first(self.id)
     }
 
     /// A quick estimate: the route's tokens a byte for the input, and the same for the text produced.
@@ -126,25 +149,35 @@ impl Exchange {
 
     fn count(&self, model: &str, produced: &Produced) -> (Usage, UsageSource) {
         let fallback = self.estimate(produced.bytes);
+        let own = self.own_tokenizer().map(|path| self.gateway.vocabularies.load(path));
         let served = self.served.as_ref().map_or(model, |served| served.model.as_str());
-        if tokenizer::Encoding::of(served).is_none() && tokenizer::Encoding::of(model).is_none() {
-            return (fallback, UsageSource::Estimate);
-        }
+        let vocabulary = match own.as_ref().and_then(Loaded::tokenizer) {
+            Some(own) => Vocabulary::File(own),
+            None if Encoding::of(served).is_some() => Vocabulary::of(served),
+            None if Encoding::of(model).is_some() => Vocabulary::of(model),
+            None => return (fallback, UsageSource::Estimate),
+        };
         let input = match &self.body {
-            Some(body) => tokenizer::count_call(model, self.endpoint, body),
+            Some(body) => tokenizer::count_call_in(vocabulary, self.endpoint, body),
             None => fallback.input_tokens,
         };
-        let output = produced.scaled(tokenizer::count_text(model, &produced.text));
+        let output = produced.scaled(vocabulary.count(&produced.text));
         (Usage::new(input, output), UsageSource::OwnTokenizer)
+    }
+
+    /// The file of the tokenizer of the model that served.
+    fn own_tokenizer(&self) -> Option<&Path> {
+        let offer = self.served.as_ref()?.offer?;
+        self.route.as_ref()?.offers[offer].spec.tokenizer.as_deref()
     }
 
     fn bill(&self, usage: &Usage, tier: Tier, answered_model: Option<&str>) -> Bill {
         let requested = self.requested_model();
+        let model = if requested.is_empty() { answered_model.unwrap_or_default() } else { requested };
         let served = self.served.as_ref();
         if let (Some(route), Some(offer)) = (&self.route, served.and_then(|served| served.offer)) {
-            bill::bill(&self.state.config, route, &route.offers[offer], requested, usage, tier)
+            bill::bill(&self.state.config, route, &route.offers[offer], model, usage, tier)
         } else {
-            let model = if requested.is_empty() { answered_model.unwrap_or_default() } else { requested };
             bill::bill_unrouted(&self.state.config, model, usage, tier)
         }
     }
@@ -227,8 +260,14 @@ impl Exchange {
         if let Some(cost) = bill.api_cost {
             series.all_api_cost(cost);
         }
-        if bill.unpriced {
-            series.unpriced();
+        if bill.unpriced && series.unpriced() {
+            let (backend, model) = (served.backend.name(), served.model.as_str());
+            tracing::warn!(
+                backend,
+                model,
+                "what `{model}` costs at `{backend}` is not known: its calls are counted as unpriced and booked \
+                 without a cost; add its price under `[prices.models]`"
+            );
         }
         let age = self.watch.elapsed();
         series.duration(age);

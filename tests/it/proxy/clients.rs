@@ -8,6 +8,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use super::canned::raw;
 use super::{API_MODEL, between, between_with, streamed};
 use crate::support::{Events, Http, chat, spoken, with};
 
@@ -119,16 +120,6 @@ async fn connections_to_a_server_that_closes_them_are_renewed() {
         assert_eq!(between.http.post("/chat/completions", &chat(API_MODEL)).await.status, StatusCode::OK);
     }
     assert_eq!(between.api.calls().len(), 5);
-}
-
-/// Sends text and reads until the connection closes.
-async fn raw(address: std::net::SocketAddr, text: &str) -> String {
-    let mut stream = TcpStream::connect(address).await.unwrap();
-    stream.write_all(text.as_bytes()).await.unwrap();
-    let mut answer = Vec::new();
-    // A server that refuses a body may reset the connection after its answer.
-    drop(stream.read_to_end(&mut answer).await);
-    String::from_utf8_lossy(&answer).into_owned()
 }
 
 #[tokio::test]

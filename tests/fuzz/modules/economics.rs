@@ -1,0 +1,1 @@
+../../../src/economics.rs
