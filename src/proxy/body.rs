@@ -75,7 +75,6 @@ impl http_body::Body for Body {
 }
 
 /// An upstream's body that is read as it passes.
-#[derive(Debug)]
 pub struct Metered {
     /// None when all of it has been read.
     upstream: Option<UpstreamBody>,
@@ -91,7 +90,13 @@ pub struct Metered {
     state: State,
 }
 
-#[derive(Debug)]
+// The rest is an answer's text.
+impl std::fmt::Debug for Metered {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Metered").field("exchange", &self.exchange).finish_non_exhaustive()
+    }
+}
+
 enum State {
     /// Passing frames on.
     Open,

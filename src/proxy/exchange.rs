@@ -4,6 +4,7 @@
 mod settle;
 mod settling;
 
+use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -35,7 +36,6 @@ pub struct Caller {
 }
 
 /// The live record of a call.
-#[derive(Debug)]
 pub struct Exchange {
     pub id: Uuid,
     gateway: Arc<Gateway>,
@@ -67,6 +67,16 @@ pub struct Exchange {
     /// Whether it may buy something: a call that reads a list has no row.
     buys: bool,
     _presence: Presence,
+}
+
+// What it keeps of the request is a prompt.
+impl fmt::Debug for Exchange {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { id, endpoint, attempts, status, .. } = self;
+        let mut out = out.debug_struct("Exchange");
+        out.field("id", id).field("endpoint", endpoint).field("attempts", attempts).field("status", status);
+        out.finish_non_exhaustive()
+    }
 }
 
 /// The attempt that is, or was last, under way.

@@ -87,8 +87,10 @@ impl Head {
         strip_hop_by_hop(&mut headers);
         let mut credentials = Vec::new();
         let unwanted = |name: &str| is_for_us(name) || is_credential(name);
-        take_all(&mut headers, unwanted, |name, value| {
+        take_all(&mut headers, unwanted, |name, mut value| {
             if is_credential(name.as_str()) {
+                // Not printed, and not kept in the compression table of HTTP/2.
+                value.set_sensitive(true);
                 credentials.push((name, value));
             }
         });

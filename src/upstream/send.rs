@@ -1,5 +1,6 @@
 //! Attempts at backends, up to the first byte for the client: after that there is no way back.
 
+use std::fmt;
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -28,7 +29,6 @@ const MAX_ERROR_BYTES: usize = 1 << 20;
 const RETRY_AFTER_SECONDS: u64 = 1;
 
 /// A request on its way up, ready to be sent more than once.
-#[derive(Debug)]
 pub struct Outgoing {
     pub method: Method,
     pub path_and_query: String,
@@ -36,8 +36,14 @@ pub struct Outgoing {
     pub body: Bytes,
 }
 
+// The rest is the client's: credentials and a prompt.
+impl fmt::Debug for Outgoing {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("Outgoing").field("method", &self.method).finish_non_exhaustive()
+    }
+}
+
 /// An answer, as far as it has been awaited.
-#[derive(Debug)]
 pub struct Answer {
     pub head: response::Parts,
     /// What was read of the body.
@@ -46,6 +52,12 @@ pub struct Answer {
     pub rest: Option<UpstreamBody>,
     /// The usage chunk of this stream was asked for by us.
     pub strip_usage: bool,
+}
+
+impl fmt::Debug for Answer {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("Answer").field("status", &self.head.status).finish_non_exhaustive()
+    }
 }
 
 /// Why an attempt did not bring the answer.

@@ -4,6 +4,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use breakeven::demo::{FakeBackend, Fault, Personality, Settings};
+use breakeven::proxy::headers::Head;
+use breakeven::upstream::send::Outgoing;
 use bytes::Bytes;
 use http::Method;
 use serde_json::json;
@@ -174,7 +176,16 @@ async fn the_printed_state_holds_neither_secrets_nor_prompts() {
     events.next().await.unwrap();
     let printed = format!("{:?} {:?}", proxy.running, proxy.running.gateway.state());
     assert!(printed.len() > 2000 && printed.contains("openai"));
-    for canary in [OWN_KEY, PROMPT] {
+    let mut headers = http::HeaderMap::new();
+    headers.insert("authorization", CLIENT_KEY.parse().unwrap());
+    let request = Outgoing {
+        method: Method::POST,
+        path_and_query: format!("/v1/chat/completions?api-key={CLIENT_KEY}"),
+        head: Head::new(headers),
+        body: PROMPT.into(),
+    };
+    let printed = format!("{printed} {request:?} {:?}", request.head);
+    for canary in [OWN_KEY, CLIENT_KEY, PROMPT] {
         assert!(!printed.contains(canary), "{canary} is in {printed}");
     }
 }
