@@ -48,6 +48,8 @@ pub struct Call {
     /// The tier that was asked for; `auto` asks for none.
     pub service_tier: Option<Tier>,
     pub(super) members: Vec<Member>,
+    /// Where the first string `user` is in the body, within the quotes: the role of the first question.
+    pub(super) first_user: Option<usize>,
     /// Positions in `members`.
     pub(super) model_member: Option<usize>,
     pub(super) stream_options_member: Option<usize>,
@@ -71,6 +73,7 @@ impl Call {
         call.input_bytes = call.input_bytes.saturating_sub(content.media_bytes);
         call.max_output_tokens = limits.of(endpoint);
         call.members = members;
+        call.first_user = content.first_user.map(|address| address - body.as_ptr().addr());
         Ok(call)
     }
 
@@ -94,6 +97,7 @@ impl Call {
             media_parts: content.images + content.clips,
             service_tier: None,
             members: Vec::new(),
+            first_user: None,
             model_member: None,
             stream_options_member: None,
         }
@@ -182,6 +186,8 @@ struct Content {
     media_bytes: usize,
     is_hosted: bool,
     includes_logprobs: bool,
+    /// Address of the first string `user` of the input.
+    first_user: Option<usize>,
 }
 
 /// The top-level member that the walk is in.
@@ -247,6 +253,9 @@ impl Content {
             return;
         }
         if self.key != Key::Type {
+            if raw == b"user" && self.first_user.is_none() {
+                self.first_user = Some(raw.as_ptr().addr());
+            }
             return;
         }
         match raw {

@@ -9,7 +9,7 @@
 //! It is a hint, for keeping calls where their prompt is cached. Two conversations that begin alike share what
 //! is cached, and one that is not recognised is routed like any other call.
 
-use memchr::{memchr, memmem, memrchr};
+use memchr::{memchr, memrchr};
 
 use super::Call;
 
@@ -19,8 +19,6 @@ pub const LEAST_INPUT_BYTES: usize = 1024;
 const HEAD_BYTES: usize = 128;
 /// Hashed before and after the first `"user"`.
 const WINDOW_BYTES: usize = 256;
-/// How far into the input the first `"user"` is looked for.
-const SEARCHED_BYTES: usize = 32 * 1024;
 /// Hashed of a prompt that is one string: it may grow from call to call, so its beginning alone is sure.
 const STRING_BYTES: usize = 64;
 
@@ -36,7 +34,10 @@ impl Call {
         for member in &self.members {
             let value = member.value(body);
             match &body[member.key.start + 1..member.key.end - 1] {
-                b"messages" | b"input" | b"prompt" => has_opening |= hash.add_opening(value),
+                b"messages" | b"input" | b"prompt" => {
+                    let user = self.first_user.and_then(|at| at.checked_sub(member.value.start));
+                    has_opening |= hash.add_opening(value, user);
+                }
                 b"user" | b"prompt_cache_key" => hash.add(&value[..value.len().min(WINDOW_BYTES)]),
                 _ => {}
             }
@@ -65,14 +66,13 @@ impl Hash {
         self.0 = (self.0.rotate_left(5) ^ word).wrapping_mul(0x517c_c1b7_2722_0a95);
     }
 
-    /// Adds how a conversation begins; false when its first question is not found.
-    fn add_opening(&mut self, value: &[u8]) -> bool {
+    /// Adds how a conversation begins, the role of whose first question is at `user`; false without one.
+    fn add_opening(&mut self, value: &[u8], user: Option<usize>) -> bool {
         if value.first() == Some(&b'"') {
             self.add(&value[..value.len().min(STRING_BYTES)]);
             return true;
         }
-        let searched = &value[..value.len().min(SEARCHED_BYTES)];
-        let Some(user) = memmem::find(searched, br#""user""#) else { return false };
+        let Some(user) = user.filter(|at| *at < value.len()) else { return false };
         // Cut at the borders of the objects: what follows the first question differs from call to call.
         let head = &value[..value.len().min(HEAD_BYTES)];
         self.add(&head[..memchr(b'}', head).unwrap_or(head.len())]);

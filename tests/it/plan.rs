@@ -75,7 +75,7 @@ fn a_simulation_has_the_promised_shape() {
     assert_eq!(result, json(&arguments));
     assert_eq!(
         (&result["slot_seconds"], &result["rho"], &result["max_replicas"]),
-        (&60.0.into(), &3.0.into(), &4.into())
+        (&60.into(), &3.0.into(), &4.into())
     );
     assert!((result["optimum_usd"].as_f64().unwrap() - 1343.01).abs() < 0.005);
     for (name, policy) in

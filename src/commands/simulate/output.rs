@@ -25,6 +25,7 @@ pub(super) fn progress(length: u64, name: &str) -> ProgressBar {
 #[derive(Debug, Serialize)]
 struct SimulationRow<'a> {
     trace: &'a str,
+    #[serde(serialize_with = "whole_if_it_is")]
     slot_seconds: f64,
     scale: f64,
     rho: Option<f64>,
@@ -47,6 +48,17 @@ struct PolicyRow<'a> {
     starts: u64,
     api_requests: u64,
     self_hosted_requests: u64,
+}
+
+/// Writes `60` and not `60.0`: slots are whole seconds but for those who want them shorter.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "what serde calls")]
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "whole, and seconds of a slot")]
+fn whole_if_it_is<S: serde::Serializer>(seconds: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+    if seconds.fract() == 0.0 {
+        serializer.serialize_u64(*seconds as u64)
+    } else {
+        serializer.serialize_f64(*seconds)
+    }
 }
 
 fn row(simulation: &Simulation) -> SimulationRow<'_> {
