@@ -19,11 +19,13 @@ python3 deploy/checks/objects.py "$CI_TEMP"/rendered/*.yaml
 breakeven="${CARGO_TARGET_DIR:-target}/release/breakeven"
 [ -x "$breakeven" ] || cargo build --locked --release
 for config in "$CI_TEMP"/rendered/*.toml; do
-  BREAKEVEN_ADMIN_TOKEN=token VLLM_API_KEY=key "$breakeven" check --config "$config"
+  BREAKEVEN_ADMIN_TOKEN=token VLLM_API_KEY=key DATABASE_URL=postgres://user:password@postgres.data.svc/breakeven \
+    "$breakeven" check --config "$config"
 done
 mkdir "$CI_TEMP/proxy"
 echo token > "$CI_TEMP/admin_token"
-sed "s|/run/secrets/admin_token|$CI_TEMP/admin_token|" deploy/compose/proxy/breakeven.toml > "$CI_TEMP/proxy/breakeven.toml"
+echo "postgres://breakeven:password@postgres:5432/breakeven?sslmode=disable" > "$CI_TEMP/postgres_url"
+sed "s|/run/secrets|$CI_TEMP|" deploy/compose/proxy/breakeven.toml > "$CI_TEMP/proxy/breakeven.toml"
 "$breakeven" check --config "$CI_TEMP/proxy/breakeven.toml"
 
 check-jsonschema --builtin-schema vendor.compose-spec deploy/compose.yaml
