@@ -1,8 +1,12 @@
 //! The one place that reads the time.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use tokio::time::error::Elapsed;
 
 use crate::economics::Timestamp;
 
@@ -79,5 +83,15 @@ impl Stopwatch {
 
     pub fn elapsed(&self) -> Duration {
         self.0.elapsed()
+    }
+}
+
+/// Waits for `future` no longer than `patience`. One that is ready at once, as most are, needs no timer and no
+/// look at the clock.
+pub async fn within<F: Future + Unpin>(patience: Duration, mut future: F) -> Result<F::Output, Elapsed> {
+    let at_once = std::future::poll_fn(|context| Poll::Ready(Pin::new(&mut future).poll(context))).await;
+    match at_once {
+        Poll::Ready(output) => Ok(output),
+        Poll::Pending => tokio::time::timeout(patience, future).await,
     }
 }

@@ -20,16 +20,19 @@ pub mod vocabularies;
 
 use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Request, Response, Version, header, request};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body::Body as _;
+use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 
-use crate::clock::Stopwatch;
+use crate::clock::{Stopwatch, within};
 use crate::config::{Limits, UnknownPrice, WhenUnavailable};
 use crate::economics::Reason;
 use crate::gateway::{Choice, Circumstances, Gateway, Refusal, Route, choose};
@@ -54,17 +57,18 @@ pub async fn handle(
     request: Request<Incoming>,
     address: IpAddr,
 ) -> Response<Body> {
-    let team = team_of(request.headers());
+    let tags = request.headers().get(headers::TAGS).cloned();
     let closes = request.version() < Version::HTTP_2 && framing::is_chunked(request.headers());
     let answered = match framing::refusal(&request) {
         Some(refusal) => Err(ProxyError::Request(refusal)),
-        None => isolated(gateway, forward(gateway, clients, request, address)).await,
+        // Pinned where it is made: the future of a call takes kilobytes, and each move would copy them.
+        None => isolated(gateway, pin!(forward(gateway, clients, request, address))).await,
     };
     let mut response = match answered {
         Ok(response) => response,
         Err(error) => {
             if error.is_refusal() {
-                gateway.metrics.rejected(&team, error.label());
+                gateway.metrics.rejected(&team_of(tags.as_ref()), error.label());
             }
             tracing::info!(status = error.status().as_u16(), kind = error.label(), "{error}");
             error.into_response()
@@ -79,9 +83,8 @@ pub async fn handle(
 /// Runs a call so that a bug in it ends that call alone, with a 500.
 async fn isolated(
     gateway: &Gateway,
-    call: impl Future<Output = Result<Response<Body>, ProxyError>>,
+    mut call: Pin<&mut impl Future<Output = Result<Response<Body>, ProxyError>>>,
 ) -> Result<Response<Body>, ProxyError> {
-    let mut call = std::pin::pin!(call);
     std::future::poll_fn(|context| {
         catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(context))).unwrap_or_else(|_| {
             gateway.metrics.panicked();
@@ -275,7 +278,7 @@ fn outgoing(parts: request::Parts, body: Bytes) -> Outgoing {
 }
 
 pub(crate) fn path_and_query(uri: &http::Uri) -> String {
-    uri.path_and_query().map_or_else(|| uri.path().to_owned(), ToString::to_string)
+    uri.path_and_query().map_or(uri.path(), PathAndQuery::as_str).to_owned()
 }
 
 /// Books a call that got no answer, if a backend was tried.
@@ -291,19 +294,50 @@ pub(crate) fn fail(exchange: Exchange, error: ProxyError) -> ProxyError {
     error
 }
 
-/// Collects a request body within the limits.
-pub(crate) async fn collect(incoming: Incoming, limits: &Limits) -> Result<Bytes, ProxyError> {
+/// Collects a request body within the limits. One that arrived in one piece is not copied.
+pub(crate) async fn collect(mut incoming: Incoming, limits: &Limits) -> Result<Bytes, ProxyError> {
     let limit = limits.max_body_bytes;
-    if http_body::Body::size_hint(&incoming).lower() > limit as u64 {
+    if incoming.size_hint().lower() > limit as u64 {
         return Err(ProxyError::BodyTooLarge { limit });
     }
-    let collected = tokio::time::timeout(limits.body_timeout, Limited::new(incoming, limit).collect()).await;
-    match collected {
-        Err(_) => Err(ProxyError::BodyTimeout),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ProxyError::BodyTooLarge { limit }),
-        Ok(Err(_)) => Err(ProxyError::BodyBroken),
-        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+    if incoming.is_end_stream() {
+        return Ok(Bytes::new());
     }
+    let collecting = pin!(collect_up_to(&mut incoming, limit));
+    match within(limits.body_timeout, collecting).await {
+        Err(_) => Err(ProxyError::BodyTimeout),
+        Ok(collected) => collected,
+    }
+}
+
+/// Memory that a body is given for its announced length, before its bytes have come.
+const MAX_TRUSTED_LENGTH: usize = 1 << 20;
+
+/// Pieces are copied together as they come, while the processor's caches still have them and so that the
+/// connection can receive into the same buffer again.
+async fn collect_up_to(incoming: &mut Incoming, limit: usize) -> Result<Bytes, ProxyError> {
+    let mut first = Bytes::new();
+    let mut all = BytesMut::new();
+    while let Some(frame) = incoming.frame().await {
+        let Ok(piece) = frame.map_err(|_| ProxyError::BodyBroken)?.into_data() else { continue };
+        if first.len().max(all.len()) + piece.len() > limit {
+            return Err(ProxyError::BodyTooLarge { limit });
+        }
+        if !all.is_empty() {
+            all.extend_from_slice(&piece);
+        } else if first.is_empty() {
+            first = piece;
+        } else {
+            let left = usize::try_from(incoming.size_hint().lower()).unwrap_or(usize::MAX);
+            all.reserve(first.len() + piece.len() + left.min(MAX_TRUSTED_LENGTH));
+            all.extend_from_slice(&std::mem::take(&mut first));
+            all.extend_from_slice(&piece);
+        }
+        if incoming.is_end_stream() {
+            break;
+        }
+    }
+    Ok(if all.is_empty() { first } else { all.freeze() })
 }
 
 #[cfg(test)]
@@ -325,13 +359,13 @@ mod tests {
             tokio::task::yield_now().await;
             panic!("words of a client");
         };
-        let Err(error) = isolated(&gateway, call).await else { panic!("it has no answer") };
+        let Err(error) = isolated(&gateway, pin!(call)).await else { panic!("it has no answer") };
         let response = error.into_response();
         assert_eq!(response.status(), http::StatusCode::INTERNAL_SERVER_ERROR);
         let body = response.into_body().collect().await.unwrap().to_bytes();
         assert!(!String::from_utf8_lossy(&body).contains("words of a client"), "{body:?}");
         assert_eq!(gateway.in_flight(), 0);
-        let answered = isolated(&gateway, async { Ok(Response::new(Body::empty())) }).await;
+        let answered = isolated(&gateway, pin!(async { Ok(Response::new(Body::empty())) })).await;
         assert!(answered.is_ok(), "the next call is served");
         assert!(gateway.enter(1).is_some_and(|mut next| next.claim(crate::gateway::Identity::Key("a"), 0.9)));
     }

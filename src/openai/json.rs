@@ -11,8 +11,10 @@ use memchr::memchr;
 
 /// After so many bytes without a quote or bracket, an array of numbers is likely.
 const LONG_PLAIN: u32 = 64;
-/// Strings up to this length are crossed byte by byte: a vector search takes longer to begin.
-const SHORT_STRING: usize = 24;
+/// Strings up to this length are crossed eight bytes at a time: a vector search takes longer to begin.
+const SHORT_STRING: usize = 32;
+/// Digits that fit a `u64` whatever they are.
+const PLAIN_DIGITS: usize = 19;
 /// Kinds of brackets are compared down to this depth; below it only their number is.
 const CHECKED_DEPTH: u32 = 128;
 
@@ -68,10 +70,18 @@ pub fn string(value: &[u8]) -> Option<Cow<'_, str>> {
 }
 
 /// A number that is a whole one and not negative; `25.0` is 25.
+#[inline]
 pub fn whole_number(value: &[u8]) -> Option<u64> {
     if !value.first()?.is_ascii_digit() {
         return None;
     }
+    if value.len() <= PLAIN_DIGITS && value.iter().all(u8::is_ascii_digit) {
+        return Some(value.iter().fold(0, |number, digit| number * 10 + u64::from(digit - b'0')));
+    }
+    unusual_number(value)
+}
+
+fn unusual_number(value: &[u8]) -> Option<u64> {
     let text = std::str::from_utf8(value).ok()?;
     text.parse().ok().or_else(|| {
         let number: f64 = text.parse().ok()?;
@@ -87,8 +97,93 @@ pub fn whole_number(value: &[u8]) -> Option<u64> {
 /// # Errors
 /// When `text` is not one JSON object with nothing but white space around it.
 pub fn members(text: &[u8], mut visit: impl FnMut(Member)) -> Result<(), JsonError> {
-    let mut walk = Walk { text, at: 0, watcher: &mut () };
-    walk.object(&mut visit)
+    Walk { text, at: 0, watcher: () }.object(&mut visit)
+}
+
+/// The members of an object from the one whose key begins at `from` to the end of the text. That this is a
+/// member of the outermost object shows at the end: if it is not, the text goes on behind its object.
+///
+/// # Errors
+/// When no member of the outermost object begins there, as far as that can be told without a look at what
+/// comes before.
+pub fn last_members(text: &[u8], from: usize, visit: &mut Visit<'_>) -> Result<(), JsonError> {
+    let before = text[..from].trim_ascii_end().last();
+    if !matches!(before, Some(b',' | b'{')) {
+        return Err(JsonError { at: from, what: "expected a key" });
+    }
+    let mut cursor = Cursor { text, at: from, watcher: () };
+    cursor.visit_members(visit)?;
+    cursor.end()
+}
+
+/// Reads nested objects in one walk, where [`members`] would skip a value before somebody walks it again.
+pub type Cursor<'a> = Walk<'a, ()>;
+
+/// Is given the name of a member, with the cursor at its value, and must move the cursor behind it.
+pub type Visit<'v> = dyn FnMut(&mut Cursor<'_>, &[u8]) -> Result<(), JsonError> + 'v;
+
+impl<'a> Walk<'a, ()> {
+    /// At the beginning of a value.
+    pub fn new(text: &'a [u8]) -> Self {
+        Self { text, at: 0, watcher: () }
+    }
+
+    /// Visits the members of the object that begins here. Something else than an object has none.
+    pub fn visit(&mut self, visit: &mut Visit<'_>) -> Result<(), JsonError> {
+        if self.peek() != Some(b'{') {
+            return self.value();
+        }
+        self.at += 1;
+        self.space();
+        if self.peek() == Some(b'}') {
+            self.at += 1;
+            return Ok(());
+        }
+        self.visit_members(visit)
+    }
+
+    fn visit_members(&mut self, visit: &mut Visit<'_>) -> Result<(), JsonError> {
+        loop {
+            let (key, is_escaped) = self.key()?;
+            self.colon()?;
+            if is_escaped {
+                let member = Member { value: self.at..self.at, key, is_escaped };
+                visit(self, &member.name(self.text))?;
+            } else {
+                visit(self, &self.text[key.start + 1..key.end - 1])?;
+            }
+            if self.is_last()? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Skips the value that begins here, and returns it.
+    pub fn skip(&mut self) -> Result<&'a [u8], JsonError> {
+        let start = self.at;
+        self.value()?;
+        Ok(&self.text[start..self.at])
+    }
+
+    /// As [`whole_number`], of the value that begins here.
+    pub fn whole_number(&mut self) -> Result<Option<u64>, JsonError> {
+        let digits = self.text[self.at..].iter().take(PLAIN_DIGITS).take_while(|byte| byte.is_ascii_digit());
+        let (number, length) = digits
+            .fold((0, 0), |(number, length), digit| (number * 10 + u64::from(digit - b'0'), length + 1));
+        // Nearly all are short and plain; the rest is for those who know more of numbers.
+        if length > 0 && matches!(self.text.get(self.at + length), Some(b',' | b'}')) {
+            let is_plain = length == 1 || self.text[self.at] != b'0';
+            if is_plain {
+                self.at += length;
+                return Ok(Some(number));
+            }
+        }
+        self.skip().map(whole_number)
+    }
+
+    pub fn is_at_object(&self) -> bool {
+        self.peek() == Some(b'{')
+    }
 }
 
 /// As [`members`], showing every string value and every string inside nested values to `watcher`.
@@ -119,7 +214,7 @@ pub fn value_has_items(value: &[u8]) -> bool {
 
 /// End of the value that starts at the beginning of `text`; bytes after it are not looked at.
 pub fn value_end(text: &[u8]) -> Option<usize> {
-    let mut walk = Walk { text, at: 0, watcher: &mut () };
+    let mut walk = Cursor::new(text);
     walk.value().ok()?;
     Some(walk.at)
 }
@@ -143,13 +238,27 @@ impl Watcher for () {
     fn string(&mut self, _raw: &[u8], _is_key: bool) {}
 }
 
-struct Walk<'a, 'w, W> {
-    text: &'a [u8],
-    at: usize,
-    watcher: &'w mut W,
+impl<W: Watcher> Watcher for &mut W {
+    #[inline]
+    fn member(&mut self, name: &[u8]) {
+        (**self).member(name);
+    }
+
+    #[inline]
+    fn string(&mut self, raw: &[u8], is_key: bool) {
+        (**self).string(raw, is_key);
+    }
 }
 
-impl<W: Watcher> Walk<'_, '_, W> {
+/// A place in a text. What it passes over is shown to `watcher`.
+#[derive(Debug)]
+pub struct Walk<'a, W> {
+    text: &'a [u8],
+    at: usize,
+    watcher: W,
+}
+
+impl<W: Watcher> Walk<'_, W> {
     fn object(&mut self, visit: &mut impl FnMut(Member)) -> Result<(), JsonError> {
         self.space();
         self.expect(b'{', "expected an object")?;
@@ -160,24 +269,39 @@ impl<W: Watcher> Walk<'_, '_, W> {
         }
         loop {
             let (key, is_escaped) = self.key()?;
-            self.space();
-            self.expect(b':', "expected `:`")?;
-            self.space();
+            self.colon()?;
             self.watcher.member(&self.text[key.start + 1..key.end - 1]);
             let start = self.at;
             self.value()?;
             visit(Member { key, value: start..self.at, is_escaped });
-            self.space();
-            match self.peek() {
-                Some(b',') => self.at += 1,
-                Some(b'}') => {
-                    self.at += 1;
-                    return self.end();
-                }
-                _ => return Err(self.error("expected `,` or `}`")),
+            if self.is_last()? {
+                return self.end();
             }
+        }
+    }
+
+    #[inline]
+    fn colon(&mut self) -> Result<(), JsonError> {
+        self.space();
+        self.expect(b':', "expected `:`")?;
+        self.space();
+        Ok(())
+    }
+
+    /// Goes on behind a member's value: to the next key, or behind the object if there is none.
+    #[inline]
+    fn is_last(&mut self) -> Result<bool, JsonError> {
+        self.space();
+        let is_last = match self.peek() {
+            Some(b',') => false,
+            Some(b'}') => true,
+            _ => return Err(self.error("expected `,` or `}`")),
+        };
+        self.at += 1;
+        if !is_last {
             self.space();
         }
+        Ok(is_last)
     }
 
     /// A key with its quotes, and whether it has escapes.
@@ -186,21 +310,14 @@ impl<W: Watcher> Walk<'_, '_, W> {
             return Err(self.error("expected a key"));
         }
         let start = self.at;
-        // Nearly all keys are short and plain.
-        for (length, byte) in self.text[start + 1..].iter().enumerate() {
-            match byte {
-                b'"' => {
-                    self.at = start + length + 2;
-                    return Ok((start..self.at, false));
-                }
-                b' '..=b'[' | b']'..=b'~' => {}
-                _ => break,
-            }
+        if let Some(length) = plain_string(&self.text[start + 1..]) {
+            self.at = start + length + 2;
+            return Ok((start..self.at, false));
         }
         let raw = self.string()?;
         let key = start..raw.end + 1;
         match string(&self.text[key.clone()]) {
-            Some(_) => Ok((key, self.text[raw].contains(&b'\\'))),
+            Some(_) => Ok((key, memchr(b'\\', &self.text[raw]).is_some())),
             None => Err(JsonError { at: start, what: "invalid key" }),
         }
     }
@@ -306,7 +423,6 @@ impl<W: Watcher> Walk<'_, '_, W> {
     }
 
     /// Skips blocks of 16 bytes which have neither quote nor bracket: long arrays of numbers.
-    #[inline]
     fn plain(&mut self) {
         while let Some(block) = self.text[self.at..].first_chunk::<16>() {
             // `|0x26` maps the four brackets, and a few letters, to 0x7f.
@@ -318,18 +434,26 @@ impl<W: Watcher> Walk<'_, '_, W> {
         }
     }
 
-    /// Crosses a string and returns its inside. A quote ends it unless an odd number of backslashes precedes.
+    /// Crosses a string and returns its inside.
     #[inline]
     fn string(&mut self) -> Result<Range<usize>, JsonError> {
         let start = self.at + 1;
+        if let Some(length) = plain_string(&self.text[start..]) {
+            self.at = start + length + 1;
+            return Ok(start..start + length);
+        }
+        self.long_string(start)
+    }
+
+    /// A quote ends it unless an odd number of backslashes precedes.
+    fn long_string(&mut self, start: usize) -> Result<Range<usize>, JsonError> {
         let mut from = start;
         loop {
-            let Some(offset) = quote_in(&self.text[from..]) else {
+            let Some(offset) = memchr(b'"', &self.text[from..]) else {
                 return Err(JsonError { at: start - 1, what: "unterminated string" });
             };
             let quote = from + offset;
-            let slashes = self.text[start..quote].iter().rev().take_while(|byte| **byte == b'\\').count();
-            if slashes % 2 == 0 {
+            if !is_escaped(&self.text[from..quote]) {
                 self.at = quote + 1;
                 return Ok(start..quote);
             }
@@ -367,12 +491,53 @@ impl<W: Watcher> Walk<'_, '_, W> {
     }
 }
 
-/// Where the first quote is.
+/// Where the quote is that ends a short string, if there is nothing but plain ASCII before it.
 #[inline]
-fn quote_in(text: &[u8]) -> Option<usize> {
-    let (near, far) = text.split_at(text.len().min(SHORT_STRING));
-    near.iter().position(|byte| *byte == b'"').or_else(|| Some(near.len() + memchr(b'"', far)?))
+fn plain_string(text: &[u8]) -> Option<usize> {
+    let mut at = 0;
+    while at < SHORT_STRING {
+        let Some(word) = text.get(at..).and_then(<[u8]>::first_chunk::<8>) else { break };
+        let word = u64::from_le_bytes(*word);
+        let below_space = word.wrapping_sub(EACH * 0x20) & !word & HIGH;
+        let stops = quotes_in(word) | zeros_in(word ^ (EACH * 0x5c)) | below_space | (word & HIGH);
+        if stops != 0 {
+            at += stops.trailing_zeros() as usize / 8;
+            return (text[at] == b'"').then_some(at);
+        }
+        at += 8;
+    }
+    let rest = text.get(at..)?.iter().take(SHORT_STRING.saturating_sub(at));
+    let stop = at + rest.take_while(|byte| matches!(byte, b' '..=b'!' | b'#'..=b'[' | b']'..=b'~')).count();
+    (text.get(stop) == Some(&b'"')).then_some(stop)
 }
+
+/// Whether what follows `before` is escaped by the backslash at its end.
+#[inline]
+fn is_escaped(before: &[u8]) -> bool {
+    match before {
+        [.., b'\\', b'\\'] => before.iter().rev().take_while(|byte| **byte == b'\\').count() % 2 == 1,
+        [.., b'\\'] => true,
+        _ => false,
+    }
+}
+
+/// The high bit of every byte that is a quote; above the lowest of them there may be more bits than quotes.
+#[inline]
+const fn quotes_in(word: u64) -> u64 {
+    zeros_in(word ^ (EACH * 0x22))
+}
+
+/// The high bit of every byte that is zero; above the lowest of them there may be more bits than zeros.
+#[inline]
+const fn zeros_in(word: u64) -> u64 {
+    word.wrapping_sub(EACH) & !word & HIGH
+}
+
+/// A byte times this is that byte in each of eight.
+const EACH: u64 = u64::MAX / 255;
+
+/// The high bit of each of eight bytes.
+const HIGH: u64 = EACH << 7;
 
 #[cfg(test)]
 mod tests {

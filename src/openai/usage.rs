@@ -10,9 +10,19 @@
 //! Cached, written and media tokens are parts of the input, reasoning and media tokens parts of the output. A
 //! server whose total exceeds input and output by its reasoning tokens counts them outside; they are taken in.
 
+use std::sync::LazyLock;
+
+use memchr::memmem::Finder;
+
 use super::Endpoint;
-use super::json;
+use super::json::{self, Cursor, JsonError};
 use crate::economics::{Tier, Usage};
+
+/// An answer's `usage` is looked for in so many bytes at its end, before all of it is read.
+const END_BYTES: usize = 512;
+
+static USAGE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\"usage\""));
+static SERVICE_TIER: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\"service_tier\""));
 
 /// What a body or an event says it used.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -20,14 +30,19 @@ pub struct Reported {
     pub usage: Usage,
     /// The tier that was served; standard when the answer names none, or one we do not know.
     pub tier: Tier,
+    /// The model that answered. Not looked for where the end of the answer says the rest: a call that was
+    /// routed is priced by the model that it asked for.
     pub model: Option<String>,
-    /// The response's id: the same id twice is the same use, not twice as much.
+    /// The response's id: the same id twice is the same use, not twice as much. Looked for like `model`.
     pub id: Option<String>,
 }
 
 /// Reads the usage of a complete answer: one JSON object, a realtime event, or a line of a batch's output.
 /// `None` when it reports none. A free endpoint (moderations) used nothing, and says so.
 pub fn from_body(endpoint: Endpoint, body: &[u8]) -> Option<Reported> {
+    if let Some(reported) = from_end(endpoint, body) {
+        return Some(reported);
+    }
     let sighting = Sighting::read(endpoint, body)?;
     match sighting.reported(endpoint) {
         None if endpoint == Endpoint::Moderations => {
@@ -35,6 +50,38 @@ pub fn from_body(endpoint: Endpoint, body: &[u8]) -> Option<Reported> {
         }
         reported => reported,
     }
+}
+
+/// Reads usage and tier of a routed endpoint's answer from its end, where nearly all servers put them: a third
+/// of the work of reading it all. `None` when they are not all there; then the whole has to be read.
+///
+/// Of valid JSON it is exact. A quote inside a string is escaped, so `"usage"` followed by a colon is a key; the
+/// last one is what counts; and from there to the end of the answer only members of its outermost object may
+/// come, so it is a member of that. The same holds for `"service_tier"`, wherever it stands. An answer of these
+/// endpoints is no envelope of another.
+fn from_end(endpoint: Endpoint, body: &[u8]) -> Option<Reported> {
+    if !endpoint.is_routed() {
+        return None;
+    }
+    let end = body.len().saturating_sub(END_BYTES);
+    let usage = end + USAGE.find_iter(&body[end..]).last()?;
+    let from = SERVICE_TIER.find_iter(&body[..usage]).last().unwrap_or(usage);
+    let (mut counts, mut tier) = (None, None);
+    json::last_members(body, from, &mut |value, name| {
+        match name {
+            b"usage" if value.is_at_object() => {
+                let mut found = Counts::default();
+                found.read_members(value)?;
+                counts = Some(found);
+            }
+            b"service_tier" => tier = served_tier(value.skip()?),
+            _ => drop(value.skip()?),
+        }
+        Ok(())
+    })
+    .ok()?;
+    let usage = counts?.usage(endpoint)?;
+    Some(Reported { usage, tier: tier.unwrap_or_default(), model: None, id: None })
 }
 
 /// The usages of a batch's output file, a response a line; lines of failed requests have none.
@@ -76,7 +123,7 @@ impl Sighting {
             let value = member.value(text);
             match &*member.name(text) {
                 b"usage" if value.starts_with(b"{") => seen.counts = Some(Counts::read(value)),
-                b"service_tier" => seen.tier = owned(value).and_then(|tier| Tier::named(&tier)),
+                b"service_tier" => seen.tier = served_tier(value),
                 b"model" => seen.model = owned(value),
                 b"id" => seen.id = owned(value),
                 b"error" => seen.has_error = value != b"null",
@@ -120,6 +167,10 @@ impl Sighting {
     }
 }
 
+fn served_tier(value: &[u8]) -> Option<Tier> {
+    json::string(value).and_then(|tier| Tier::named(&tier))
+}
+
 fn owned(value: &[u8]) -> Option<String> {
     json::string(value).filter(|text| !text.is_empty()).map(std::borrow::Cow::into_owned)
 }
@@ -149,59 +200,64 @@ impl Counts {
     pub(super) fn read(usage: &[u8]) -> Self {
         let mut counts = Self::default();
         // What is malformed behind a count does not take it back.
-        let _read_so_far = json::members(usage, |member| {
-            let value = member.value(usage);
-            let number = json::whole_number(value);
-            match &*member.name(usage) {
-                b"prompt_tokens" | b"input_tokens" => counts.input = number.or(counts.input),
-                b"completion_tokens" | b"output_tokens" => counts.output = number.or(counts.output),
-                b"total_tokens" => counts.total = number,
-                b"prompt_cache_hit_tokens" => counts.cached = counts.cached.or(number),
-                b"cache_read_input_tokens" => counts.cache_read_beside = number,
-                b"cache_creation_input_tokens" => counts.cache_write_beside = number,
-                b"prompt_tokens_details" | b"input_tokens_details" | b"input_token_details" => {
-                    counts.read_input_details(value);
-                }
-                b"completion_tokens_details" | b"output_tokens_details" | b"output_token_details" => {
-                    counts.read_output_details(value);
-                }
-                _ => {}
-            }
-        });
+        let _read_so_far = counts.read_members(&mut Cursor::new(usage));
         counts
     }
 
-    fn read_input_details(&mut self, details: &[u8]) {
-        let _read_so_far = json::members(details, |member| {
-            let value = member.value(details);
-            let number = json::whole_number(value);
-            match &*member.name(details) {
-                b"cached_tokens" => self.cached = number.or(self.cached),
-                b"cache_write_tokens" | b"cache_creation_tokens" => {
-                    self.cache_write = number.or(self.cache_write);
+    fn read_members(&mut self, usage: &mut Cursor<'_>) -> Result<(), JsonError> {
+        usage.visit(&mut |value, name| {
+            match name {
+                b"prompt_tokens" | b"input_tokens" => self.input = value.whole_number()?.or(self.input),
+                b"completion_tokens" | b"output_tokens" => {
+                    self.output = value.whole_number()?.or(self.output)
                 }
-                b"audio_tokens" => self.audio_input = number,
-                b"image_tokens" => self.image_input = number,
-                b"cached_tokens_details" => {
-                    self.cached_audio = json::member(value, "audio_tokens").and_then(json::whole_number);
-                    self.cached_image = json::member(value, "image_tokens").and_then(json::whole_number);
+                b"total_tokens" => self.total = value.whole_number()?,
+                b"prompt_cache_hit_tokens" => self.cached = self.cached.or(value.whole_number()?),
+                b"cache_read_input_tokens" => self.cache_read_beside = value.whole_number()?,
+                b"cache_creation_input_tokens" => self.cache_write_beside = value.whole_number()?,
+                b"prompt_tokens_details" | b"input_tokens_details" | b"input_token_details" => {
+                    self.read_input_details(value)?;
                 }
-                _ => {}
+                b"completion_tokens_details" | b"output_tokens_details" | b"output_token_details" => {
+                    self.read_output_details(value)?;
+                }
+                _ => drop(value.skip()?),
             }
-        });
+            Ok(())
+        })
     }
 
-    fn read_output_details(&mut self, details: &[u8]) {
-        let _read_so_far = json::members(details, |member| {
-            let number = json::whole_number(member.value(details));
-            match &*member.name(details) {
-                b"reasoning_tokens" => self.reasoning = number,
-                b"audio_tokens" => self.audio_output = number,
-                b"image_tokens" => self.image_output = number,
-                b"text_tokens" => self.text_output = number,
-                _ => {}
+    fn read_input_details(&mut self, details: &mut Cursor<'_>) -> Result<(), JsonError> {
+        details.visit(&mut |value, name| {
+            match name {
+                b"cached_tokens" => self.cached = value.whole_number()?.or(self.cached),
+                b"cache_write_tokens" | b"cache_creation_tokens" => {
+                    self.cache_write = value.whole_number()?.or(self.cache_write);
+                }
+                b"audio_tokens" => self.audio_input = value.whole_number()?,
+                b"image_tokens" => self.image_input = value.whole_number()?,
+                b"cached_tokens_details" => {
+                    let cached = value.skip()?;
+                    self.cached_audio = json::member(cached, "audio_tokens").and_then(json::whole_number);
+                    self.cached_image = json::member(cached, "image_tokens").and_then(json::whole_number);
+                }
+                _ => drop(value.skip()?),
             }
-        });
+            Ok(())
+        })
+    }
+
+    fn read_output_details(&mut self, details: &mut Cursor<'_>) -> Result<(), JsonError> {
+        details.visit(&mut |value, name| {
+            match name {
+                b"reasoning_tokens" => self.reasoning = value.whole_number()?,
+                b"audio_tokens" => self.audio_output = value.whole_number()?,
+                b"image_tokens" => self.image_output = value.whole_number()?,
+                b"text_tokens" => self.text_output = value.whole_number()?,
+                _ => drop(value.skip()?),
+            }
+            Ok(())
+        })
     }
 
     /// These counts, and of earlier ones what these do not say. Anthropic tells the input when a message
@@ -273,6 +329,9 @@ fn fresh(all: Option<u64>, cached: Option<u64>) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use serde_json::Value;
+
     use super::*;
 
     fn usage(endpoint: Endpoint, body: &str) -> Usage {
@@ -300,10 +359,73 @@ mod tests {
             ..Usage::default()
         };
         assert_eq!((reported.usage, reported.tier), (expected, Tier::Priority));
-        assert_eq!(
-            (reported.id.as_deref(), reported.model.as_deref()),
-            (Some("chatcmpl-1"), Some("gpt-4o-2024-08-06"))
-        );
+    }
+
+    #[test]
+    fn usage_that_is_not_at_the_end_is_found_with_all_else() {
+        for body in [
+            format!(
+                r#"{{"id":"c","usage":{{"prompt_tokens":8}},"model":"m","x":"{}"}}"#,
+                "x".repeat(END_BYTES)
+            ),
+            r#"{"id":"c","us\u0061ge":{"prompt_tokens":8},"model":"m"}"#.to_owned(),
+            r#"{"id":"c","usage":{"prompt_tokens":8},"model":"m","x":{"usage":{"prompt_tokens":9}}}"#
+                .to_owned(),
+            r#"{"id":"c","usage":{"prompt_tokens":8},"model":"m","usage":null}"#.to_owned(),
+            r#"{"id":"c","usage":{"prompt_tokens":8},"model":"m","x":["usage"]}"#.to_owned(),
+        ] {
+            let reported = from_body(Endpoint::ChatCompletions, body.as_bytes()).unwrap();
+            assert_eq!(reported.usage, Usage::new(8, 0), "{body}");
+            assert_eq!((reported.id.as_deref(), reported.model.as_deref()), (Some("c"), Some("m")));
+        }
+    }
+
+    #[test]
+    fn what_only_looks_like_usage_at_the_end_is_not_taken_for_it() {
+        for body in [
+            r#"{"x":"\"usage\":{\"prompt_tokens\":8}"}"#,
+            r#"{"x":"a,\"usage":{"prompt_tokens":8}}"#,
+            r#"{"x":{"usage":{"prompt_tokens":8}}}"#,
+            r#"{"x":[{"usage":{"prompt_tokens":8}}]}"#,
+            r#"{"usage":{"prompt_tokens":8"#,
+            r#"{"usage":{"prompt_tokens":8}} trailing"#,
+        ] {
+            assert_eq!(from_body(Endpoint::ChatCompletions, body.as_bytes()), None, "{body}");
+        }
+    }
+
+    fn any_answer() -> impl Strategy<Value = String> {
+        let text = r#"[a"\\,{}:é]{0,6}|usage|service_tier"#;
+        let leaf = prop_oneof![
+            Just(serde_json::json!({"prompt_tokens": 3, "completion_tokens": 4})),
+            Just(Value::Null),
+            text.prop_map(Value::from),
+        ];
+        let value = leaf.prop_recursive(3, 16, 4, move |inner| {
+            prop_oneof![
+                proptest::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                proptest::collection::btree_map(text, inner, 0..4)
+                    .prop_map(|map| Value::Object(map.into_iter().collect())),
+            ]
+        });
+        let name = prop_oneof![Just("usage".to_owned()), Just("service_tier".to_owned()), text];
+        let tier = Just(Value::from("flex"));
+        let members = proptest::collection::vec((name, prop_oneof![value, tier]), 0..8);
+        members.prop_map(|members| {
+            let member = |(name, value)| format!("{}:{value}", Value::String(name));
+            format!("{{{}}}", members.into_iter().map(member).collect::<Vec<_>>().join(", "))
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn the_end_says_what_the_whole_says(body in any_answer()) {
+            let endpoint = Endpoint::ChatCompletions;
+            if let Some(end) = from_end(endpoint, body.as_bytes()) {
+                let whole = Sighting::read(endpoint, body.as_bytes()).unwrap().reported(endpoint).unwrap();
+                prop_assert_eq!((end.usage, end.tier), (whole.usage, whole.tier));
+            }
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Who calls, as far as the request's tags say it.
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderValue};
 
 use super::exchange::Caller;
 use super::headers;
@@ -8,26 +8,25 @@ use super::headers;
 /// Tags are cut to this length in the ledger.
 const MAX_TAGS_BYTES: usize = 256;
 
-fn tags(headers: &HeaderMap) -> impl Iterator<Item = (&str, &str)> {
-    let tags = headers.get(headers::TAGS).and_then(|tags| tags.to_str().ok()).unwrap_or_default();
+fn split(tags: Option<&HeaderValue>) -> impl Iterator<Item = (&str, &str)> {
+    let tags = tags.and_then(|tags| tags.to_str().ok()).unwrap_or_default();
     tags.split(',').filter_map(|tag| tag.split_once('=')).map(|(name, value)| (name.trim(), value.trim()))
 }
 
-pub fn team_of(headers: &HeaderMap) -> String {
-    tags(headers).find(|(name, _)| *name == "team").map_or_else(String::new, |(_, team)| team.to_owned())
+/// The team that the header of tags names.
+pub fn team_of(tags: Option<&HeaderValue>) -> String {
+    split(tags).find(|(name, _)| *name == "team").map_or_else(String::new, |(_, team)| team.to_owned())
 }
 
 pub fn caller_of(headers: &HeaderMap) -> Caller {
-    if !headers.contains_key(headers::TAGS) {
-        return Caller::default();
-    }
+    let Some(tags) = headers.get(headers::TAGS) else { return Caller::default() };
     let mut others = String::new();
-    for (name, value) in tags(headers).filter(|(name, _)| *name != "team") {
+    for (name, value) in split(Some(tags)).filter(|(name, _)| *name != "team") {
         let separator = if others.is_empty() { "" } else { "," };
         if others.len() + separator.len() + name.len() + 1 + value.len() > MAX_TAGS_BYTES {
             break;
         }
         others.extend([separator, name, "=", value]);
     }
-    Caller { key: String::new(), team: team_of(headers), tags: others }
+    Caller { key: String::new(), team: team_of(Some(tags)), tags: others }
 }

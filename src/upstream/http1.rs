@@ -12,10 +12,12 @@ pub mod decode;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::pin::{Pin, pin};
+use std::sync::LazyLock;
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
+use memchr::memmem::Finder;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -29,6 +31,8 @@ pub const MAX_HEADERS: usize = 128;
 const ADDED_HEADERS: usize = 6;
 /// Informational answers (1xx) accepted before the real one.
 const MAX_INFORMATIONAL: usize = 8;
+/// Prepared once: to make a searcher takes longer than to search a head.
+static END_OF_HEAD: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\r\n\r\n"));
 /// What a stream of small events needs; many streams at once pay for it in memory.
 const MIN_READ: usize = 4 * 1024;
 /// What a large answer grows to, so that it needs fewer system calls.
@@ -199,7 +203,7 @@ impl Connection {
 
     /// The head of an answer, once it is complete.
     fn take_head(&mut self, method: &Method) -> Result<Option<Answer>, WireError> {
-        let Some(end) = memchr::memmem::find(&self.unread, b"\r\n\r\n") else {
+        let Some(end) = END_OF_HEAD.find(&self.unread) else {
             if self.unread.len() > MAX_HEAD_BYTES {
                 return Err(WireError::Malformed("the head is longer than 64 KiB"));
             }

@@ -1,7 +1,7 @@
 //! Attempts at backends, up to the first byte for the client: after that there is no way back.
 
 use std::fmt;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -10,6 +10,7 @@ use http_body::Body as _;
 use tracing::{debug, warn};
 
 use super::client::{Clients, NoAnswer, RequestBody, UpstreamBody};
+use crate::clock::within;
 use crate::config::Timeouts;
 use crate::economics::Reason;
 use crate::fleet::Availability;
@@ -219,7 +220,8 @@ async fn attempt(
     let timeouts = backend.spec.timeouts.clone();
     let is_stream = exchange.call().is_some_and(|call| call.stream);
     let patience = timeouts.first_byte.min(timeouts.total.saturating_sub(exchange.age()));
-    let waiting = first_byte(clients, exchange, request, body, &timeouts, is_stream);
+    // Pinned where it is made, so that the timeout holds no copy of it.
+    let waiting = pin!(first_byte(clients, exchange, request, body, &timeouts, is_stream));
     let mut answer = match tokio::time::timeout(patience, waiting).await {
         Ok(answered) => answered?,
         Err(_) => return Err(Failed::timed_out(backend.name())),
@@ -286,7 +288,7 @@ async fn read(
         let frame = if streams {
             frame.await
         } else {
-            tokio::time::timeout(between_bytes, frame).await.map_err(|_| "it was silent for too long")?
+            within(between_bytes, frame).await.map_err(|_| "it was silent for too long")?
         };
         match frame {
             None if streams && first.is_empty() => return Err("its stream ended before it began"),
@@ -318,12 +320,14 @@ async fn read(
 /// Is this the answer, or may another backend do better?
 fn judge(answer: Answer, backend: &super::Backend, injects: bool) -> Result<Answer, Failed> {
     let status = answer.head.status;
+    if status.is_success() {
+        return Ok(answer);
+    }
     let result = AttemptResult::of_status(status.as_u16());
-    let wait = retry_after(&answer.head.headers);
-    let failed = |fault, again, answer| Failed {
+    let failed = |fault, again, answer: Answer| Failed {
         fault,
         result,
-        retry_after: wait,
+        retry_after: retry_after(&answer.head.headers),
         failure: Failure::Answer(Box::new(answer)),
         again,
         asks_otherwise: false,

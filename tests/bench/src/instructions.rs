@@ -38,6 +38,9 @@ pub struct Arguments {
     /// Write the figures there instead of comparing with them.
     #[arg(long)]
     record: bool,
+    /// Keep callgrind's files in this directory, `CASE.out` each, to be read with `callgrind_annotate`.
+    #[arg(long)]
+    keep: Option<PathBuf>,
 }
 
 struct Case {
@@ -63,12 +66,12 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let mock = Mock::start()?;
     mock.behave(BEHAVIOUR)?;
     let warm_up = CASES.iter().map(|case| case.calls / 10).collect::<Vec<_>>();
-    let base = count(arguments, mock.address, &warm_up)?;
+    let base = count(arguments, mock.address, "warm-up", &warm_up)?;
     let mut measured = BTreeMap::new();
     for (index, case) in CASES.iter().enumerate() {
         let mut calls = warm_up.clone();
         calls[index] += case.calls;
-        let instructions = count(arguments, mock.address, &calls)?.saturating_sub(base);
+        let instructions = count(arguments, mock.address, case.name, &calls)?.saturating_sub(base);
         measured.insert(case.name.to_owned(), instructions / u64::from(case.calls * case.parts));
     }
     if arguments.record {
@@ -102,34 +105,57 @@ fn compare(measured: &BTreeMap<String, u64>, recorded: &BTreeMap<String, u64>) -
 }
 
 /// Instructions of a whole run of the proxy with so many calls of each case.
-fn count(arguments: &Arguments, upstream: SocketAddr, calls: &[u32]) -> anyhow::Result<u64> {
+fn count(arguments: &Arguments, upstream: SocketAddr, name: &str, calls: &[u32]) -> anyhow::Result<u64> {
+    let template =
+        fs::read_to_string(&arguments.config).with_context(|| format!("`{}`", arguments.config.display()))?;
     let directory = tempfile::tempdir()?;
-    let (listen, admin) = (free_address()?, free_address()?);
-    let config = directory.path().join("breakeven.toml");
-    let template = fs::read_to_string(&arguments.config)
-        .with_context(|| format!("`{}`", arguments.config.display()))?
-        .replace("{listen}", &listen.to_string())
-        .replace("{admin}", &admin.to_string())
-        .replace("{upstream}", &upstream.to_string())
-        .replace("{directory}", &directory.path().display().to_string());
-    fs::write(&config, template)?;
-    let counts = directory.path().join("callgrind.out");
-    let mut proxy = Command::new("valgrind")
-        .args(["--tool=callgrind", "--quiet"])
-        .arg(format!("--callgrind-out-file={}", counts.display()))
-        .arg(arguments.breakeven.canonicalize()?)
-        .args(["serve", "--config"])
-        .arg(config)
-        .current_dir(directory.path())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .context("valgrind cannot be started; is it installed?")?;
-    let called = wait_until(START_TIMEOUT * VALGRIND, || TcpStream::connect(listen).is_ok())
-        .and_then(|()| call(listen, calls));
-    end(&mut proxy);
-    called?;
-    total(&counts)
+    let kept = arguments.keep.as_deref().unwrap_or(directory.path());
+    let counts = std::path::absolute(kept)?.join(format!("{name}.out"));
+    let subject = Subject { breakeven: &arguments.breakeven, template: &template, upstream };
+    subject.count(directory.path(), &counts, |listen| call(listen, calls))
+}
+
+/// A program to count, and its configuration with places to fill in.
+pub struct Subject<'a> {
+    pub breakeven: &'a Path,
+    pub template: &'a str,
+    pub upstream: SocketAddr,
+}
+
+impl Subject<'_> {
+    /// Instructions of a whole run in `directory` during which `call` is done. Callgrind's file goes to `counts`.
+    pub fn count(
+        &self,
+        directory: &Path,
+        counts: &Path,
+        call: impl FnOnce(SocketAddr) -> anyhow::Result<()>,
+    ) -> anyhow::Result<u64> {
+        let (listen, admin) = (free_address()?, free_address()?);
+        let config = directory.join("breakeven.toml");
+        let text = self
+            .template
+            .replace("{listen}", &listen.to_string())
+            .replace("{admin}", &admin.to_string())
+            .replace("{upstream}", &self.upstream.to_string())
+            .replace("{directory}", &directory.display().to_string());
+        fs::write(&config, text)?;
+        let mut proxy = Command::new("valgrind")
+            .args(["--tool=callgrind", "--quiet"])
+            .arg(format!("--callgrind-out-file={}", counts.display()))
+            .arg(self.breakeven.canonicalize()?)
+            .args(["serve", "--config"])
+            .arg(config)
+            .current_dir(directory)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .context("valgrind cannot be started; is it installed?")?;
+        let called = wait_until(START_TIMEOUT * VALGRIND, || TcpStream::connect(listen).is_ok())
+            .and_then(|()| call(listen));
+        end(&mut proxy);
+        called?;
+        total(counts)
+    }
 }
 
 /// The sum at the end of callgrind's file.
@@ -140,26 +166,32 @@ fn total(file: &Path) -> anyhow::Result<u64> {
 }
 
 fn call(proxy: SocketAddr, calls: &[u32]) -> anyhow::Result<()> {
-    let mut stream = TcpStream::connect(proxy)?;
-    stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
+    let mut stream = connect(proxy)?;
     for (case, calls) in CASES.iter().zip(calls) {
         let mut body = ChatBody::new("gpt-4o-mini", case.body, case.stream, 1);
         for serial in 0..u64::from(*calls) {
             let newest = body.serials.last().copied().unwrap_or_default();
             write_serial(&mut body.bytes[newest..], serial);
-            let status = exchange(&mut stream, proxy, &body.bytes)?;
+            let status = exchange(&mut stream, "sk-bench", &body.bytes)?;
             anyhow::ensure!(status == 200, "`{}` was answered with {status}", case.name);
         }
     }
     Ok(())
 }
 
+/// A connection for one call after the other.
+pub fn connect(proxy: SocketAddr) -> anyhow::Result<TcpStream> {
+    let stream = TcpStream::connect(proxy)?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
+    Ok(stream)
+}
+
 /// Sends one request and reads its whole answer; the status.
-fn exchange(stream: &mut TcpStream, proxy: SocketAddr, body: &[u8]) -> anyhow::Result<u16> {
+pub fn exchange(stream: &mut TcpStream, key: &str, body: &[u8]) -> anyhow::Result<u16> {
     let head = format!(
-        "POST /v1/chat/completions HTTP/1.1\r\nHost: {proxy}\r\nAccept: application/json\r\n\
-         Content-Type: application/json\r\nAuthorization: Bearer sk-bench\r\nContent-Length: {}\r\n\r\n",
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: proxy\r\nAccept: application/json\r\n\
+         Content-Type: application/json\r\nAuthorization: Bearer {key}\r\nContent-Length: {}\r\n\r\n",
         body.len()
     );
     stream.write_all(&[head.as_bytes(), body].concat())?;

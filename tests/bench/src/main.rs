@@ -4,6 +4,7 @@
 //! The mock upstream and the load generator are written on epoll, so that both together cost less CPU per call
 //! than any proxy under test.
 
+mod growth;
 mod http;
 mod instructions;
 mod load;
@@ -35,6 +36,8 @@ enum Command {
     Table(rounds::TableArguments),
     /// Count the proxy's instructions per call under valgrind, and compare with what is recorded.
     Instructions(instructions::Arguments),
+    /// Count instructions per call with few and with many keys and models.
+    Growth(growth::Arguments),
     /// Be an OpenAI-compatible upstream.
     Mock(mock::Arguments),
     /// Load one server and print what it did as JSON.
@@ -48,6 +51,7 @@ fn main() -> anyhow::Result<()> {
         Command::Rounds(arguments) => rounds::run(&arguments),
         Command::Table(arguments) => rounds::print_table(&arguments),
         Command::Instructions(arguments) => instructions::run(&arguments),
+        Command::Growth(arguments) => growth::run(&arguments),
         Command::Mock(arguments) => mock::run(&arguments),
         Command::Load(arguments) => load::run(&arguments),
         Command::Passthrough(arguments) => passthrough::run(&arguments),
