@@ -265,8 +265,8 @@ impl Exchange {
             tracing::warn!(
                 backend,
                 model,
-                "what `{model}` costs at `{backend}` is not known: its calls are counted as unpriced and booked \
-                 without a cost; add its price under `[prices.models]`"
+                "what a call of `{model}` at `{backend}` costs is not known: it has no price, or reports no tokens; such \
+                 calls are counted as unpriced and booked without a cost (prices go under `[prices.models]`)"
             );
         }
         let age = self.watch.elapsed();

@@ -23,6 +23,8 @@ const PER_TOKEN: Duration = Duration::from_millis(200);
 /// An upstream's answer must be given up so soon after its client went away, in 99 of 100 cases, apart from what
 /// the machine is late with anything ([`lateness`]).
 const PROMPT: Duration = Duration::from_millis(100);
+/// From the client's socket to the proxy, from there to the upstream's, and to who notes it.
+const HAND_OVERS: u32 = 3;
 
 /// Reads some events and hangs up. Returns when. The client's number is the length of its prompt.
 async fn client(between: Arc<Between>, number: u64, events: u64) -> (u64, Duration) {
@@ -101,5 +103,5 @@ async fn a_thousand_clients_that_hang_up_leave_a_thousand_rows_and_pay_for_what_
     let said =
         format!("{} aborts, p99 {p99:?}, a timer's {machine:?}; {booked} booked, {made} made", late.len());
     println!("{said}, median {:?}", late[late.len() / 2]);
-    assert!(late.len() > 900 && p99 <= PROMPT + machine, "{said}, seed {seed}");
+    assert!(late.len() > 900 && p99 <= PROMPT + HAND_OVERS * machine, "{said}, seed {seed}");
 }
