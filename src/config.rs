@@ -52,6 +52,7 @@ pub struct Config {
     pub retry: Retry,
     pub metrics: MetricsSettings,
     pub log: LogSettings,
+    pub telemetry: TelemetrySettings,
     pub unknown_price: UnknownPrice,
     /// Budgets besides those of single virtual keys.
     pub budgets: Vec<Budget>,
@@ -198,6 +199,12 @@ pub struct MetricsSettings {
     /// Values of the tag `team` that become a metric label; the rest is `other`.
     pub teams: Vec<String>,
     pub max_series: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TelemetrySettings {
+    /// Where spans of calls go by OTLP over HTTP; none: where the environment says, if it does.
+    pub otlp_endpoint: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

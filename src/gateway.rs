@@ -32,6 +32,7 @@ use crate::metrics::{Metrics, Series};
 use crate::openai::tokenizer::Ratio;
 use crate::proxy::count::Counter;
 use crate::proxy::vocabularies::Vocabularies;
+use crate::telemetry::spans::Spans;
 use crate::upstream::{Backend, BaseUrlError};
 use shares::Held;
 
@@ -45,6 +46,7 @@ pub struct Gateway {
     pub counter: Counter,
     pub vocabularies: Vocabularies,
     pub keys: Keys,
+    pub spans: Spans,
     pub conversations: Conversations,
     /// Files that were read to their end, and billed if they were the output of a batch.
     pub read_files: once::Once,
@@ -128,6 +130,7 @@ impl Gateway {
             counter: Counter::default(),
             vocabularies: Vocabularies::default(),
             keys: Keys::default(),
+            spans: Spans::default(),
             conversations: Conversations::default(),
             read_files: once::Once::default(),
             state: ArcSwap::from_pointee(state),

@@ -116,10 +116,12 @@ async fn forward(
     let mut exchange = Exchange::open(gateway.clone(), state, endpoint, caller, watch, presence);
     exchange.set_key(key);
     if endpoint.is_routed() {
+        exchange.open_span(&parts.headers);
         routed(clients, exchange, parts, incoming).await
     } else if matches!(endpoint, Endpoint::Models | Endpoint::Model) {
         models::answer(clients, exchange, parts, incoming).await
     } else {
+        exchange.open_span(&parts.headers);
         unread(clients, exchange, parts, incoming, upgrade).await
     }
 }
@@ -196,7 +198,7 @@ async fn routed(
     admit_call(&mut exchange, &route, &call, &mut choice.order)?;
     count_decision(&route, &choice);
     exchange.set_call(call, &body, Some(route), choice.reason);
-    let mut request = outgoing(parts, body);
+    let mut request = outgoing(&exchange, parts, body);
     match send(clients, &mut exchange, &mut request, &choice.order).await {
         Ok(answer) => Ok(respond(exchange, answer).await),
         Err(error) => Err(fail(exchange, error)),
@@ -264,15 +266,16 @@ async fn unrouted(
     let route = Arc::new(Route::alone(backend.clone(), &call.model));
     admit_call(&mut exchange, &route, &call, &mut vec![0])?;
     exchange.set_call(call, &body, Some(route), Reason::OnlyOffer);
-    let mut request = outgoing(parts, body);
+    let mut request = outgoing(&exchange, parts, body);
     match send(clients, &mut exchange, &mut request, &[0]).await {
         Ok(answer) => Ok(respond(exchange, answer).await),
         Err(error) => Err(fail(exchange, error)),
     }
 }
 
-fn outgoing(parts: request::Parts, body: Bytes) -> Outgoing {
+fn outgoing(exchange: &Exchange, parts: request::Parts, body: Bytes) -> Outgoing {
     let mut head = Head::new(parts.headers);
+    head.trace(exchange.traceparent());
     head.ask_unencoded();
     Outgoing { method: parts.method, path_and_query: path_and_query(&parts.uri), head, body }
 }

@@ -1,4 +1,6 @@
-//! Logs: readable alone, queryable by field, never a body, a prompt or a key.
+//! Logs: readable alone, queryable by field, never a body, a prompt or a key; and spans, if they are built in.
+
+pub mod spans;
 
 use std::io::IsTerminal as _;
 

@@ -20,6 +20,7 @@ use crate::config::reload::Watcher;
 use crate::config::{self, Config, Problems, QuickStart};
 use crate::economics::{NanoUsd, Work};
 use crate::gateway::{Gateway, books, keeper};
+use crate::health::probe;
 use crate::ledger::postgres::Shipper;
 use crate::ledger::{Ledger, RentEntry};
 use crate::metrics::SpendKind;
@@ -115,6 +116,9 @@ pub struct Proxy {
     reloads: mpsc::Receiver<Reload>,
 }
 
+/// Bound on connecting to the collector of spans.
+const SPAN_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Somebody asks for a reload, and waits for what comes of it.
 pub type Reload = oneshot::Sender<Result<(), String>>;
 
@@ -125,6 +129,7 @@ impl Proxy {
         let ledger = Ledger::open(&config.ledger, clock.clone())?;
         let gateway = Gateway::new(config.clone(), clock, ledger)?;
         gateway.keys.refresh(&config, gateway.now())?;
+        gateway.spans.start(config.telemetry.otlp_endpoint.as_deref(), span_client)?;
         let shipper = ship(&config, &gateway)?;
         let listener = bind(config.server.listen).await?;
         let admin_listener = bind(config.server.admin_listen).await?;
@@ -229,6 +234,7 @@ impl Proxy {
         if let Some(shipper) = self.shipper.take() {
             shipper.finish().await;
         }
+        self.gateway.spans.shut_down().await;
         info!("stopped");
     }
 
@@ -341,6 +347,11 @@ async fn look_after(gateway: Arc<Gateway>, backend: Arc<Backend>, stop: watch::R
             idle: delta.rent,
         });
     }
+}
+
+/// What sends spans off.
+fn span_client() -> reqwest::Client {
+    probe::client(SPAN_CONNECT_TIMEOUT, true).expect("TLS with built-in roots can be set up")
 }
 
 async fn bind(address: std::net::SocketAddr) -> anyhow::Result<TcpListener> {

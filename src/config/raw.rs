@@ -36,6 +36,8 @@ tables! {
         metrics: At<RawMetrics>,
         /// What is logged.
         log: At<RawLog>,
+        /// Where spans go.
+        telemetry: At<RawTelemetry>,
         /// What tokens cost at API backends.
         prices: At<RawPrices>,
         /// The endpoints that serve models, by name. The first `api` backend also serves what no route names.
@@ -176,6 +178,12 @@ tables! {
         filter: At<String>,
         /// `text` for people, `json` for machines. Default: `text`.
         format: At<LogFormat>,
+    }
+
+    /// Where spans go. Only in builds with the feature `otel`.
+    RawTelemetry {
+        /// Endpoint that takes a span for each call, by OTLP over HTTP, as `http://127.0.0.1:4318`. Default: `OTEL_EXPORTER_OTLP_ENDPOINT`, if it is set; else there are no spans.
+        otlp_endpoint: At<String>,
     }
 
     /// What tokens cost at API backends.

@@ -86,6 +86,7 @@ impl Config {
             ("ledger.postgres", self.ledger.postgres != new.ledger.postgres),
             ("metrics.max_series", self.metrics.max_series != new.metrics.max_series),
             ("log.format", self.log.format != new.log.format),
+            ("telemetry.otlp_endpoint", self.telemetry != new.telemetry),
         ];
         differences.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()
     }

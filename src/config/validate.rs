@@ -19,13 +19,16 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 use toml::de::{DeTable, DeValue};
 
+use self::backends::url_fault;
 use super::problem::{Findings, Place, Problems};
-use super::raw::{RawConfig, RawLedger, RawLimits, RawLog, RawMetrics, RawPolicy, RawRetry, RawServer};
+use super::raw::{
+    RawConfig, RawLedger, RawLimits, RawLog, RawMetrics, RawPolicy, RawRetry, RawServer, RawTelemetry,
+};
 use super::read::{At, FromToml};
 use super::scalar::{Count, Number, SecretReference, Size, Time};
 use super::{
     AuthMode, BackendKind, Config, Fsync, LedgerSettings, Limits, LogFormat, LogSettings, MetricsSettings,
-    PolicyParameters, Retry, Secret, Server, Tls, UnknownPrice, WhenUnavailable, defaults,
+    PolicyParameters, Retry, Secret, Server, TelemetrySettings, Tls, UnknownPrice, WhenUnavailable, defaults,
 };
 
 /// What the text refers to outside itself, so that a test can supply it.
@@ -121,6 +124,7 @@ impl Checker<'_> {
             retry: self.retry(raw.retry.as_ref()),
             metrics: self.metrics(raw.metrics.as_ref()),
             log: self.log(raw.log.as_ref()),
+            telemetry: self.telemetry(raw.telemetry.as_ref()),
             budgets: self.budgets(raw.budgets.as_ref(), &routes, auth.mode),
             server,
             auth,
@@ -346,6 +350,24 @@ impl Checker<'_> {
                 "write how many series Prometheus may get from this proxy, as 2000",
             ),
         }
+    }
+
+    fn telemetry(&mut self, raw: Option<&At<RawTelemetry>>) -> TelemetrySettings {
+        let endpoint = raw.and_then(|raw| raw.value.otlp_endpoint.as_ref());
+        if let Some(At { value, place }) = endpoint {
+            if cfg!(not(feature = "otel")) {
+                let remedy = "build it with `cargo build --release --features otel`, or remove the key";
+                self.findings.problem(place, "needs a build with the feature `otel`", remedy);
+            }
+            if let Some(fault) = url_fault(value, false) {
+                self.findings.problem(
+                    place,
+                    fault,
+                    "write the collector's base URL, as `http://127.0.0.1:4318`",
+                );
+            }
+        }
+        TelemetrySettings { otlp_endpoint: endpoint.map(|at| at.value.clone()) }
     }
 
     fn log(&mut self, raw: Option<&At<RawLog>>) -> LogSettings {

@@ -3,12 +3,14 @@
 
 mod settle;
 mod settling;
+mod span;
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::{HeaderMap, HeaderValue};
 use uuid::Uuid;
 
 pub use settling::{Produced, Settling};
@@ -21,6 +23,7 @@ use crate::keys::Key;
 use crate::keys::admission::Admission;
 use crate::metrics::{AttemptResult, Fault, Series};
 use crate::openai::{Call, Endpoint};
+use crate::telemetry::spans::CallSpan;
 use crate::upstream::{Backend, Place};
 
 /// Request bodies up to this size are kept until the call is settled, to be counted if no usage is reported.
@@ -65,6 +68,7 @@ pub struct Exchange {
     is_settled: bool,
     /// Whether it may buy something: a call that reads a list has no row.
     buys: bool,
+    span: CallSpan,
     _presence: Presence,
 }
 
@@ -128,6 +132,7 @@ impl Exchange {
             streamed_tokens: 0,
             is_settled: false,
             buys: true,
+            span: CallSpan::default(),
             _presence: presence,
         }
     }
@@ -142,6 +147,16 @@ impl Exchange {
 
     pub fn endpoint(&self) -> Endpoint {
         self.endpoint
+    }
+
+    /// Opens its span, as a child of the client's.
+    pub fn open_span(&mut self, headers: &HeaderMap) {
+        self.span = self.gateway.spans.open(headers, span::operation(self.endpoint));
+    }
+
+    /// What tells the backend that our span is the parent of its own.
+    pub fn traceparent(&self) -> Option<HeaderValue> {
+        self.span.traceparent()
     }
 
     pub fn set_key(&mut self, key: Option<Arc<Key>>) {

@@ -45,6 +45,8 @@ pub const MODEL: HeaderName = HeaderName::from_static("x-breakeven-model");
 pub const REASON: HeaderName = HeaderName::from_static("x-breakeven-reason");
 pub const COST: HeaderName = HeaderName::from_static("x-breakeven-cost-usd");
 
+pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
 /// Removes what belongs to the connection: the fixed names and those that `Connection` lists.
 pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     if let Some(named) = headers.get(header::CONNECTION).cloned() {
@@ -100,6 +102,13 @@ impl Head {
     /// Asks for the answer as it is, so that its usage can be read.
     pub fn ask_unencoded(&mut self) {
         self.headers.remove(header::ACCEPT_ENCODING);
+    }
+
+    /// Makes our span the parent of what follows, if there is one.
+    pub fn trace(&mut self, traceparent: Option<HeaderValue>) {
+        if let Some(value) = traceparent {
+            self.headers.insert(TRACEPARENT, value);
+        }
     }
 
     /// Asks for a WebSocket, without compression.

@@ -52,6 +52,7 @@ pub async fn pass(
     };
     exchange.begin_attempt(backend, None, place);
     let mut head = Head::new(parts.headers);
+    head.trace(exchange.traceparent());
     if exchange.endpoint() == Endpoint::Models {
         head.ask_unencoded();
     }

@@ -53,6 +53,7 @@ pub async fn tunnel(
     };
     exchange.begin_attempt(backend, None, place);
     let mut head = Head::new(parts.headers);
+    head.trace(exchange.traceparent());
     head.ask_upgrade();
     head.dress(backend);
     let client = clients.of(backend);

@@ -16,6 +16,8 @@ mod kubernetes;
 mod ledger;
 mod live;
 mod metrics;
+#[cfg(feature = "otel")]
+mod otel;
 mod plan;
 mod postgres;
 mod proxy;

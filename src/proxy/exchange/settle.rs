@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use super::{Exchange, Produced, Settling};
 use crate::economics::{Slot, Tier, Timestamp, Usage};
 use crate::gateway::Home;
-use crate::ledger::{Entry, Outcome, Ticket, UsageSource};
+use crate::ledger::{Entry, Outcome, UsageSource};
 use crate::metrics::{AttemptResult, SpendKind};
 use crate::openai::tokenizer::{Encoding, Vocabulary};
 use crate::openai::usage::Reported;
@@ -77,7 +77,8 @@ impl Exchange {
             && outcome != Outcome::ClientError
     }
 
-    fn book_reported(self, outcome: Outcome, reported: &Reported) -> Settling {
+    fn book_reported(mut self, outcome: Outcome, reported: &Reported) -> Settling {
+        self.span.answered_by(reported.model.as_deref());
         let bill = self.bill(&reported.usage, reported.tier, reported.model.as_deref());
         self.book(outcome, &reported.usage, UsageSource::UpstreamUsage, reported.tier, bill)
     }
@@ -196,7 +197,10 @@ impl Exchange {
         let closed_at = self.gateway.now();
         self.admission.settle(bill.cost + self.attempts_cost, usage.total_tokens(), closed_at);
         let is_worth_a_row = self.buys || source != UsageSource::None;
-        let ticket = is_worth_a_row.then(|| self.write_row(closed_at, outcome, usage, source, tier, &bill));
+        let mut span = std::mem::take(&mut self.span);
+        let entry = self.row(closed_at, outcome, usage, source, tier, &bill);
+        span.close(|| self.finished(&entry));
+        let ticket = is_worth_a_row.then(|| self.gateway.ledger.append(&entry));
         self.count_metrics(outcome, usage, source, &bill);
         self.feed_pool(closed_at, outcome, usage, source, &bill);
         if self.state.config.ledger.fsync == crate::config::Fsync::Always
@@ -208,7 +212,7 @@ impl Exchange {
         Settling::Done(cost)
     }
 
-    fn write_row(
+    fn row(
         &self,
         closed_at: Timestamp,
         outcome: Outcome,
@@ -216,10 +220,10 @@ impl Exchange {
         source: UsageSource,
         tier: Tier,
         bill: &Bill,
-    ) -> Ticket {
+    ) -> Entry<'_> {
         let served = self.served.as_ref();
         let first_token_at = self.first_token.map(|after| self.opened_at + self.gateway.clock.scaled(after));
-        self.gateway.ledger.append(&Entry {
+        Entry {
             id: self.id,
             opened_at: self.opened_at,
             closed_at,
@@ -247,7 +251,7 @@ impl Exchange {
             attempts_cost: self.attempts_cost,
             unpriced: bill.unpriced,
             config_digest: self.state.config.digest.as_str().into(),
-        })
+        }
     }
 
     fn count_metrics(&self, outcome: Outcome, usage: &Usage, source: UsageSource, bill: &Bill) {
@@ -376,14 +380,11 @@ impl Drop for Exchange {
         let closed_at = self.gateway.now();
         self.admission.settle(bill.cost + self.attempts_cost, usage.total_tokens(), closed_at);
         self.status = CLIENT_CLOSED_REQUEST;
-        let _ticket = self.write_row(
-            closed_at,
-            Outcome::Cancelled,
-            &usage,
-            UsageSource::Estimate,
-            Tier::Standard,
-            &bill,
-        );
+        let mut span = std::mem::take(&mut self.span);
+        let entry =
+            self.row(closed_at, Outcome::Cancelled, &usage, UsageSource::Estimate, Tier::Standard, &bill);
+        span.close(|| self.finished(&entry));
+        let _ticket = self.gateway.ledger.append(&entry);
         self.count_metrics(Outcome::Cancelled, &usage, UsageSource::Estimate, &bill);
         self.feed_pool(closed_at, Outcome::Cancelled, &usage, UsageSource::Estimate, &bill);
     }

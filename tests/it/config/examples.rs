@@ -86,6 +86,11 @@ fn what_this_build_has_not_is_an_error_and_not_ignored() {
             EXAMPLE.lines().count() + 2
         ),
     );
+    if cfg!(not(feature = "otel")) {
+        let spans = "[telemetry]\notlp_endpoint = 'http://127.0.0.1:4318'\n";
+        let expected = "telemetry.otlp_endpoint: needs a build with the feature `otel`; build it with";
+        says(&format!("{spans}{SMALL}"), &[expected]);
+    }
 }
 
 #[test]
