@@ -209,7 +209,7 @@ impl Counts {
             match name {
                 b"prompt_tokens" | b"input_tokens" => self.input = value.whole_number()?.or(self.input),
                 b"completion_tokens" | b"output_tokens" => {
-                    self.output = value.whole_number()?.or(self.output)
+                    self.output = value.whole_number()?.or(self.output);
                 }
                 b"total_tokens" => self.total = value.whole_number()?,
                 b"prompt_cache_hit_tokens" => self.cached = self.cached.or(value.whole_number()?),
