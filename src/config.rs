@@ -48,6 +48,8 @@ pub struct Config {
     pub limits: Limits,
     pub auth: Auth,
     pub ledger: LedgerSettings,
+    /// None: this proxy is alone.
+    pub shared: Option<Shared>,
     pub policy: PolicyParameters,
     pub retry: Retry,
     pub metrics: MetricsSettings,
@@ -116,6 +118,24 @@ pub enum AuthMode {
     PassThrough,
     /// Clients hold virtual keys made by `breakeven keys create`.
     Keys,
+}
+
+/// How this proxy meets the others of its deployment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shared {
+    /// URL of Redis, with its password.
+    pub redis: Secret,
+    /// Certificate authorities in PEM, instead of the system's.
+    pub ca: Option<PathBuf>,
+    /// What all keys begin with.
+    pub prefix: String,
+    /// Time between two exchanges.
+    pub refresh: Duration,
+    /// A proxy that was silent for so long is taken for dead.
+    pub lease: Duration,
+    pub connect_timeout: Duration,
+    /// For one exchange.
+    pub timeout: Duration,
 }
 
 /// What some calls may cost together in a period.

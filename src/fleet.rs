@@ -24,7 +24,7 @@ mod tasks;
 pub mod webhook;
 
 use std::fmt;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -66,6 +66,10 @@ pub struct Fleet {
     replicas: Arc<[Arc<Replica>]>,
     clock: Clock,
     target: AtomicU32,
+    /// Until when the target is in force, in milliseconds since the Unix epoch.
+    target_until: AtomicU64,
+    /// Milliseconds until what we say has reached the other proxies and their answer is here; 0: we are alone.
+    company: AtomicU64,
     changed: Arc<Notify>,
     hands: Arc<Hands>,
     desk: Mutex<Desk>,
@@ -160,6 +164,8 @@ impl Fleet {
             replicas,
             clock,
             target: AtomicU32::new(NO_TARGET),
+            target_until: AtomicU64::new(u64::MAX),
+            company: AtomicU64::new(0),
             changed,
             hands: Arc::new(hands),
             desk: Mutex::new(desk),
@@ -218,8 +224,31 @@ impl Fleet {
         &self.replicas
     }
 
+    /// What the other proxies should know: calls in flight on each replica, and whether it is about to stop.
+    pub fn news(&self) -> Vec<(u32, bool)> {
+        let is_leaving = |state| matches!(state, ReplicaState::Draining | ReplicaState::Stopping);
+        self.replicas.iter().map(|replica| (replica.in_flight(), is_leaving(replica.state()))).collect()
+    }
+
+    /// Hears the same of the other proxies; what they do not mention they do not use. A replica is stopped when
+    /// their calls have ended too, and not before they can have heard of it, which takes `round_trip`.
+    pub fn hear_others(&self, news: &[(u32, bool)], round_trip: Duration) {
+        for (index, replica) in self.replicas.iter().enumerate() {
+            let (in_flight, is_leaving) = news.get(index).copied().unwrap_or_default();
+            replica.hear_others(in_flight, is_leaving);
+        }
+        self.company.store(economics::time::millis(round_trip), Ordering::Relaxed);
+    }
+
     /// Says how many replicas to hold. Until somebody does, nothing is started or stopped.
     pub fn set_target(&self, replicas: u32) {
+        self.set_target_until(replicas, Timestamp::from_millis(u64::MAX));
+    }
+
+    /// Says how many replicas to hold until `end`; then it is as if the target was taken back. A lease that ends
+    /// binds us even if we were stopped meanwhile and nobody could say so.
+    pub fn set_target_until(&self, replicas: u32, end: Timestamp) {
+        self.target_until.store(end.as_millis(), Ordering::SeqCst);
         let target = replicas.min(NO_TARGET - 1);
         if self.target.swap(target, Ordering::SeqCst) != target {
             self.changed.notify_one();
@@ -232,10 +261,11 @@ impl Fleet {
         self.target.store(NO_TARGET, Ordering::SeqCst);
     }
 
-    /// What [`Self::set_target`] said last.
+    /// What [`Self::set_target`] said last, while it is in force.
     pub fn target(&self) -> Option<u32> {
         let target = self.target.load(Ordering::SeqCst);
-        (target != NO_TARGET).then_some(target)
+        let is_over = self.clock.now().as_millis() >= self.target_until.load(Ordering::SeqCst);
+        (target != NO_TARGET && !is_over).then_some(target)
     }
 
     /// Start-up time as measured; the configured one until a start has been seen.
@@ -277,6 +307,7 @@ impl Fleet {
             while let Ok(report) = desk.reports.try_recv() {
                 desk.roster.hear(report, now);
             }
+            desk.roster.keep_company(Duration::from_millis(self.company.load(Ordering::Relaxed)));
             for action in desk.roster.step(self.target(), now) {
                 desk.set_off(action, &self.hands, self.target().unwrap_or(0));
             }
@@ -317,6 +348,7 @@ impl Fleet {
         {
             let mut desk = self.desk();
             let Desk { roster, processes, .. } = &mut *desk;
+            roster.release();
             let runs = |replica: u32| {
                 processes[replica as usize].as_ref().is_some_and(|process| process.is_running())
             };

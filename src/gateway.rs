@@ -8,6 +8,8 @@ mod pool;
 mod retries;
 mod route;
 pub mod shares;
+pub mod sharing;
+mod volume;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,6 +23,8 @@ pub use pool::{BandView, FIRST_TOKEN_OBJECTIVE, FirstTokens, LearntView, Pin, Po
 pub use retries::RetryBudget;
 pub use route::{Choice, Circumstances, Refusal, choose};
 pub use shares::{Identity, Shares};
+pub use sharing::{Authority, RentDuty, Sharing, kept_slots};
+pub use volume::SharedSlot;
 
 use crate::clock::Clock;
 use crate::config::{self, BackendId, Config, RouteId};
@@ -32,6 +36,7 @@ use crate::metrics::{Metrics, Series};
 use crate::openai::tokenizer::Ratio;
 use crate::proxy::count::Counter;
 use crate::proxy::vocabularies::Vocabularies;
+use crate::shared;
 use crate::telemetry::spans::Spans;
 use crate::upstream::{Backend, BaseUrlError};
 use shares::Held;
@@ -50,6 +55,8 @@ pub struct Gateway {
     pub conversations: Conversations,
     /// Files that were read to their end, and billed if they were the output of a batch.
     pub read_files: once::Once,
+    /// None: there are no other proxies.
+    pub sharing: Option<Sharing>,
     state: ArcSwap<State>,
     in_flight: AtomicUsize,
     shares: Arc<Shares>,
@@ -121,6 +128,10 @@ impl Gateway {
     pub fn new(config: Arc<Config>, clock: Clock, ledger: Ledger) -> Result<Arc<Self>, BaseUrlError> {
         let metrics = Metrics::new(&config);
         let retries = RetryBudget::new(config.retry.budget_ratio);
+        let sharing = config
+            .shared
+            .clone()
+            .map(|settings| Sharing::new(settings, shared::Identity::beside(&config.ledger.path)));
         let state = State::build(config, &clock, &metrics, &ledger, None)?;
         Ok(Arc::new(Self {
             clock,
@@ -133,6 +144,7 @@ impl Gateway {
             spans: Spans::default(),
             conversations: Conversations::default(),
             read_files: once::Once::default(),
+            sharing,
             state: ArcSwap::from_pointee(state),
             in_flight: AtomicUsize::new(0),
             shares: Arc::default(),

@@ -166,6 +166,23 @@ impl Keys {
         states
     }
 
+    /// The accounts of all budgets: the configured ones, and those of keys in force.
+    pub fn accounts(&self) -> Vec<Arc<Account>> {
+        let directory = self.directory.load();
+        let in_force = directory.values().filter(|key| key.record.revoked_at.is_none());
+        let of_keys = in_force.filter_map(|key| key.account.clone());
+        self.accounts.load().iter().cloned().chain(of_keys).collect()
+    }
+
+    /// The keys in force that have a rate limit.
+    pub fn limited(&self) -> Vec<Arc<Key>> {
+        let directory = self.directory.load();
+        let is_limited = |key: &&Arc<Key>| {
+            key.record.revoked_at.is_none() && (key.requests.is_some() || key.tokens.is_some())
+        };
+        directory.values().filter(is_limited).cloned().collect()
+    }
+
     /// What calls under way hold of all budgets together.
     pub fn held(&self) -> NanoUsd {
         let directory = self.directory.load();

@@ -21,6 +21,7 @@ pub mod planner;
 pub mod prices;
 pub mod proxy;
 pub mod server;
+pub mod shared;
 pub mod simulator;
 pub mod telemetry;
 pub mod upstream;

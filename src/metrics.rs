@@ -110,6 +110,8 @@ struct Store {
     team_overflow: Counter,
     budget_overflow: Counter,
     shared_volume_stale: Level,
+    shared_proxies: Level,
+    planner_lease: Level,
     panics: Counter,
     render_duration: Gauge,
 }
@@ -360,6 +362,12 @@ impl Metrics {
         self.store.shared_volume_stale.set(i64::from(stale));
     }
 
+    /// How many proxies there are, and whether this one orders replicas.
+    pub fn shared(&self, proxies: u32, holds_lease: bool) {
+        self.store.shared_proxies.set(i64::from(proxies));
+        self.store.planner_lease.set(i64::from(holds_lease));
+    }
+
     /// A panic was caught.
     pub fn panicked(&self) {
         self.store.panics.add(1);
@@ -430,10 +438,13 @@ impl Store {
             team_overflow: Counter::default(),
             budget_overflow: Counter::default(),
             shared_volume_stale: Level::default(),
+            shared_proxies: Level::default(),
+            planner_lease: Level::default(),
             panics: Counter::default(),
             render_duration: Gauge::default(),
         };
         store.reload_success.set(1);
+        store.shared_proxies.set(1);
         store
     }
 

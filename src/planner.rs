@@ -26,6 +26,8 @@ use rent::RentBook;
 
 /// The planner looks at least this often, so that gauges and rent are fresh.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// With other proxies it looks so many times between two exchanges.
+const LOOKS_A_REFRESH: u32 = 2;
 const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
 
 /// Plans for every pool of a gateway.
@@ -53,7 +55,11 @@ impl Planner {
     /// Ticks until `shutdown`, and books the rent up to then.
     pub async fn run(mut self, mut shutdown: watch::Receiver<bool>) {
         let slot = self.gateway.state().config.policy.slot;
-        let pause = (self.gateway.clock.real(slot) / 4).clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
+        let longest = match &self.gateway.sharing {
+            Some(sharing) => sharing.refresh() / LOOKS_A_REFRESH,
+            None => LONGEST_PAUSE,
+        };
+        let pause = (self.gateway.clock.real(slot) / 4).min(longest).max(SHORTEST_PAUSE);
         let mut timer = tokio::time::interval(pause);
         timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
         loop {
@@ -93,9 +99,10 @@ impl Planner {
     pub fn book_rest(gateway: &Gateway) {
         let now = gateway.now();
         for pool in &gateway.state().pools {
+            let duty = gateway.rent_duty(pool.name(), true, now);
             let mut rent = RentBook::default();
-            rent.accrue(pool, now);
-            rent.book(&gateway.ledger);
+            rent.accrue(pool, duty, now);
+            rent.book(gateway, pool, duty);
         }
     }
 
@@ -129,7 +136,7 @@ impl Planner {
         for pool in &self.retired {
             let mut rent = RentBook::default();
             rent.attribute(pool, now);
-            rent.book(&self.gateway.ledger);
+            rent.end_row(&self.gateway.ledger);
         }
         self.retired.retain(|pool| Arc::strong_count(pool) > 1 || pool.has_attributed());
     }

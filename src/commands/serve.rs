@@ -19,7 +19,7 @@ use crate::clock::Clock;
 use crate::config::reload::Watcher;
 use crate::config::{self, Config, Problems, QuickStart};
 use crate::economics::{NanoUsd, Work};
-use crate::gateway::{Gateway, books, keeper};
+use crate::gateway::{Gateway, RentDuty, books, keeper, sharing};
 use crate::health::probe;
 use crate::ledger::postgres::Shipper;
 use crate::ledger::{Ledger, RentEntry};
@@ -111,6 +111,8 @@ pub struct Proxy {
     tasks: JoinSet<()>,
     planner: tokio::task::JoinHandle<()>,
     planner_stop: watch::Sender<bool>,
+    sharing: tokio::task::JoinHandle<()>,
+    sharing_stop: watch::Sender<bool>,
     fleets: Fleets,
     shipper: Option<Shipper>,
     reloads: mpsc::Receiver<Reload>,
@@ -146,6 +148,8 @@ impl Proxy {
         gateway.metrics.config_loaded(gateway.now());
         tasks.spawn(books::run(gateway.clone(), planner_stopped.clone()));
         tasks.spawn(keeper::run(gateway.clone(), planner_stopped.clone()));
+        let (sharing_stop, sharing_stopped) = watch::channel(false);
+        let sharing = tokio::spawn(sharing::run(gateway.clone(), sharing_stopped));
         let planner = tokio::spawn(Planner::new(gateway.clone()).run(planner_stopped));
         let (accepting, limiting) = (workers.clone(), gateway.clone());
         tasks.spawn(async move { accepting.accept(listener, limiting, stopped).await });
@@ -166,6 +170,8 @@ impl Proxy {
             tasks,
             planner,
             planner_stop,
+            sharing,
+            sharing_stop,
             fleets,
             shipper,
             reloads,
@@ -228,6 +234,11 @@ impl Proxy {
         self.admin.stop();
         while self.tasks.join_next().await.is_some() {}
         Planner::book_rest(&self.gateway);
+        // Last, so that the planner's lease is held until its work is done.
+        self.sharing_stop.send_replace(true);
+        if let Err(error) = (&mut self.sharing).await {
+            error!(%error, "the exchange with other proxies had ended: {error}");
+        }
         if !self.gateway.ledger.flush().await {
             warn!("the ledger has not imported everything; the next start will, from its journal");
         }
@@ -333,7 +344,11 @@ async fn look_after(gateway: Arc<Gateway>, backend: Arc<Backend>, stop: watch::R
     if gateway.state().backends.iter().any(|other| Arc::ptr_eq(other, &backend)) {
         return;
     }
-    let delta = backend.fleet.accrue(gateway.now());
+    let now = gateway.now();
+    let delta = backend.fleet.accrue(now);
+    if matches!(gateway.rent_duty(backend.name(), true, now), RentDuty::Leave { .. }) {
+        return;
+    }
     if delta.rent != NanoUsd::ZERO {
         backend.series.spend(SpendKind::Capacity, delta.rent);
         gateway.ledger.append_rent(&RentEntry {

@@ -63,6 +63,25 @@ pub const MAX_BACKOFF: Duration = seconds(5);
 /// In an outage the proxy adds at most a fifth to the load that broke the backend.
 pub const BUDGET_RATIO: f64 = 0.2;
 
+/// What all keys of a deployment in Redis begin with.
+pub const SHARED_PREFIX: &str = "breakeven:";
+/// What a call adds is known everywhere after two of these; a dozen proxies are no load for Redis.
+pub const SHARED_REFRESH: Duration = Duration::from_millis(500);
+/// Faster than this is load without use.
+pub const SHORTEST_SHARED_REFRESH: Duration = Duration::from_millis(50);
+/// So many exchanges fit into a slot, that the others' part is there when it is over.
+pub const SHARED_REFRESHES_A_SLOT: u32 = 4;
+/// Outlives a stall of some seconds, and leaves a takeover within ten.
+pub const SHARED_LEASE: Duration = seconds(6);
+pub const LONGEST_SHARED_LEASE: Duration = minutes(5);
+/// A lease has to be renewed several times before it ends.
+pub const SHARED_REFRESHES_A_LEASE: u32 = 6;
+/// Redis is near, and nobody waits for it but the exchange.
+pub const SHARED_CONNECT_TIMEOUT: Duration = seconds(2);
+pub const SHARED_TIMEOUT: Duration = seconds(1);
+/// Longer names are a mistake.
+pub const LONGEST_SHARED_PREFIX: usize = 128;
+
 /// What one Prometheus scrape of one target should stay below.
 pub const MAX_SERIES: u64 = 2000;
 pub const LOG_FILTER: &str = "info";

@@ -5,9 +5,7 @@
 
 use super::dialect::Server as ServerSoftware;
 use super::read::{At, Named, tables, words};
-use super::scalar::{
-    Count, HeaderValue, NotInThisBuild, Number, OneOrMore, PerMillion, SecretReference, Size, Time, Usd,
-};
+use super::scalar::{Count, HeaderValue, Number, OneOrMore, PerMillion, SecretReference, Size, Time, Usd};
 use super::{Addresses, AuthMode, BudgetPeriod, Fsync, LogFormat, UnknownPrice, WhenSpent, WhenUnavailable};
 use crate::economics::Billing;
 
@@ -24,10 +22,8 @@ tables! {
         budgets: Named<RawBudget>,
         /// Where every call is recorded.
         ledger: At<RawLedger>,
-        /// One volume and one budget over many proxies.
-        #[schemars(skip)]
-        #[expect(dead_code, reason = "it is a problem as soon as it is read")]
-        shared: NotInThisBuild,
+        /// One volume, one set of budgets and one planner over many proxies. Default: this proxy is alone.
+        shared: At<RawShared>,
         /// When traffic changes sides.
         policy: At<RawPolicy>,
         /// Further attempts before the client has had a byte.
@@ -138,6 +134,24 @@ tables! {
         connect_timeout: At<Time>,
         /// Longest time of one statement. Default: `30s`.
         statement_timeout: At<Time>,
+    }
+
+    /// What many proxies have in common, through Redis or Valkey.
+    RawShared {
+        /// URL of the server, `redis://` or with TLS `rediss://`, password included: `rediss://:password@host:6379/0`.
+        redis: At<SecretReference>,
+        /// File with the certificate authorities that the server's certificate may be from, in PEM. Default: the system's.
+        ca: At<String>,
+        /// What all keys begin with; proxies with another prefix are strangers. Default: `breakeven:`.
+        prefix: At<String>,
+        /// How often a proxy tells the others and hears of them; at most a quarter of `policy.slot`. Default: `500ms`, or that quarter.
+        refresh: At<Time>,
+        /// A proxy that was not heard for so long is taken for dead: the planner's lease and what it had reserved of budgets go to others. Default: `6s`.
+        lease: At<Time>,
+        /// To connect, TLS included. Default: `2s`.
+        connect_timeout: At<Time>,
+        /// To answer one exchange. Default: `1s`.
+        timeout: At<Time>,
     }
 
     /// When traffic changes sides.

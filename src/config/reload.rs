@@ -84,6 +84,7 @@ impl Config {
             ("ledger.path", self.ledger.path != new.ledger.path),
             ("ledger.fsync", self.ledger.fsync != new.ledger.fsync),
             ("ledger.postgres", self.ledger.postgres != new.ledger.postgres),
+            ("shared", self.shared != new.shared),
             ("metrics.max_series", self.metrics.max_series != new.metrics.max_series),
             ("log.format", self.log.format != new.log.format),
             ("telemetry.otlp_endpoint", self.telemetry != new.telemetry),

@@ -357,31 +357,6 @@ impl FromToml for OneOrMore {
     }
 }
 
-/// A key that is promised for later: an error that says so, rather than a key that silently does nothing.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum NotInThisBuild {}
-
-impl JsonSchema for NotInThisBuild {
-    fn inline_schema() -> bool {
-        true
-    }
-
-    fn schema_name() -> Cow<'static, str> {
-        "NotInThisBuild".into()
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        Schema::from(false)
-    }
-}
-
-impl FromToml for NotInThisBuild {
-    fn read(_: &DeValue<'_>, place: &Place, findings: &mut Findings) -> Option<Self> {
-        findings.problem(place, "is not supported by this build", "remove it");
-        None
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,6 +9,7 @@ mod control;
 mod postgres;
 mod prices;
 mod routes;
+mod shared;
 
 use std::io;
 use std::net::SocketAddr;
@@ -117,10 +118,13 @@ impl Checker<'_> {
         let backends = self.backends(raw.backends.as_ref());
         let auth = self.auth(raw, &backends);
         let (routes, models) = self.routes(raw.routes.as_ref(), raw.backends.as_ref(), &backends, &prices);
+        let policy = self.policy(raw.policy.as_ref());
+        self.warn_if_only_the_starter_can_stop(raw.shared.as_ref(), &backends);
         let config = Config {
             limits: self.limits(raw.limits.as_ref()),
             ledger: self.ledger(raw.ledger.as_ref()),
-            policy: self.policy(raw.policy.as_ref()),
+            shared: raw.shared.as_ref().and_then(|shared| self.shared(shared, &policy)),
+            policy,
             retry: self.retry(raw.retry.as_ref()),
             metrics: self.metrics(raw.metrics.as_ref()),
             log: self.log(raw.log.as_ref()),

@@ -29,6 +29,11 @@ impl VolumeWindow {
         Self { window, bucket_millis, began, newest: began, buckets: VecDeque::new(), total: Slot::default() }
     }
 
+    /// When it began to count.
+    pub fn began(&self) -> Timestamp {
+        self.began
+    }
+
     pub fn add(&mut self, at: Timestamp, seen: Slot) {
         self.newest = self.newest.max(at);
         let bucket = self.newest.as_millis() / self.bucket_millis;

@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::ops::Deref;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -72,6 +72,10 @@ pub struct Replica {
     pub circuit: Circuit,
     max_in_flight: u32,
     in_flight: AtomicU32,
+    /// Calls of other proxies, as last heard.
+    others_in_flight: AtomicU32,
+    /// Another proxy, which orders replicas, is about to stop it.
+    is_leaving: AtomicBool,
     state: AtomicU8,
     /// Calls waiting in the server (upper half) and the second of the reading (lower half).
     queue: AtomicU64,
@@ -86,6 +90,8 @@ impl Replica {
             circuit,
             max_in_flight,
             in_flight: AtomicU32::new(0),
+            others_in_flight: AtomicU32::new(0),
+            is_leaving: AtomicBool::new(false),
             state: AtomicU8::new(0),
             queue: AtomicU64::new(0),
         }
@@ -134,6 +140,21 @@ impl Replica {
         self.in_flight.load(Ordering::SeqCst)
     }
 
+    /// Calls in flight there from other proxies, as last heard.
+    pub fn others_in_flight(&self) -> u32 {
+        self.others_in_flight.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn hear_others(&self, in_flight: u32, is_leaving: bool) {
+        self.others_in_flight.store(in_flight, Ordering::Relaxed);
+        self.is_leaving.store(is_leaving, Ordering::SeqCst);
+    }
+
+    /// Whether it takes calls, and nobody is about to stop it.
+    fn is_open(&self) -> bool {
+        self.state() == ReplicaState::Ready && !self.is_leaving.load(Ordering::SeqCst)
+    }
+
     /// Calls that wait inside the server, if it was asked lately.
     pub fn waiting(&self, now: Timestamp) -> Option<u32> {
         let queue = self.queue.load(Ordering::Relaxed);
@@ -149,13 +170,13 @@ impl Replica {
 
     /// Whether a call may be sent there at all.
     pub(super) fn is_serving(&self, now: Timestamp) -> bool {
-        self.state() == ReplicaState::Ready && (self.circuit.is_closed() || self.circuit.would_admit(now))
+        self.is_open() && (self.circuit.is_closed() || self.circuit.would_admit(now))
     }
 
     pub(super) fn has_room(&self, now: Timestamp) -> bool {
         let queued =
             self.waiting(now).is_some_and(|waiting| waiting > (self.max_in_flight / QUEUE_SHARE).max(1));
-        self.in_flight() < self.max_in_flight && !queued
+        self.in_flight().saturating_add(self.others_in_flight()) < self.max_in_flight && !queued
     }
 
     /// Takes a lease, unless it became full, unready or refused the trial since it was chosen.
@@ -166,7 +187,7 @@ impl Replica {
             })
             .ok()?;
         let lease = Lease { replica: Arc::clone(self) };
-        let usable = self.state() == ReplicaState::Ready && self.circuit.admits(now);
+        let usable = self.is_open() && self.circuit.admits(now);
         usable.then_some(lease)
     }
 }
@@ -213,7 +234,7 @@ pub(super) fn acquire(replicas: &[Arc<Replica>], home: Option<usize>, now: Times
         let best = replicas
             .iter()
             .filter(|replica| replica.is_serving(now) && replica.has_room(now))
-            .min_by_key(|replica| replica.in_flight())?;
+            .min_by_key(|replica| replica.in_flight().saturating_add(replica.others_in_flight()))?;
         if let Some(lease) = best.lease(now) {
             return Some(lease);
         }

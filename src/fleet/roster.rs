@@ -14,6 +14,7 @@
 //! rules.
 
 pub(super) mod addresses;
+mod company;
 mod scale;
 
 use std::sync::Arc;
@@ -86,6 +87,10 @@ pub(super) struct Roster {
     /// Whether somebody says how many replicas to hold. Until then, and after it was taken back (another
     /// process decides), we only look, as if others controlled them.
     has_target: bool,
+    /// At our end, stops that are on their way go on without a target.
+    is_releasing: bool,
+    /// How long it takes until other proxies have heard of a drain, and we of their calls.
+    company: Duration,
     /// Moving average of measured start-up times.
     startup: Option<Duration>,
     accrued_to: Timestamp,
@@ -117,6 +122,8 @@ impl Roster {
             failures: 0,
             retry_at: Timestamp::ZERO,
             has_target: false,
+            is_releasing: false,
+            company: Duration::ZERO,
             startup: None,
             accrued_to: now,
             events: Vec::new(),
@@ -379,10 +386,14 @@ impl Roster {
                 Some(target) => self.follow(target, now, &mut actions),
                 None => self.hand_over_count(now),
             }
-            self.finish_drains(now);
-            self.fill_gaps(now);
-            self.order_stops(now, &mut actions);
-            self.settle_count(now, &mut actions);
+            if target.is_some() || self.is_releasing || self.is_scaled() {
+                self.finish_drains(now);
+                self.fill_gaps(now);
+                self.order_stops(now, &mut actions);
+                self.settle_count(now, &mut actions);
+            } else {
+                self.stand_back(now);
+            }
         }
         self.look(now, &mut actions);
         actions
@@ -467,13 +478,13 @@ impl Roster {
     fn finish_drains(&mut self, now: Timestamp) {
         // The highest first: where it goes first, those below it wait for it.
         for index in (0..self.slots.len()).rev() {
-            let waits = self.is_below_another(index);
-            let slot = &mut self.slots[index];
-            if let Phase::Draining { since } = slot.phase
-                && !waits
-                && (slot.replica.in_flight() == 0 || now.since(since) >= self.rules.longest_call)
+            if let Phase::Draining { since } = self.slots[index].phase
+                && !self.is_below_another(index)
+                && self.has_drained(index, since, now)
             {
-                slot.enter(Phase::Stopping { ordered: false, failures: 0, retry_at: now, clean_up: false });
+                let stopping =
+                    Phase::Stopping { ordered: false, failures: 0, retry_at: now, clean_up: false };
+                self.slots[index].enter(stopping);
             }
         }
     }

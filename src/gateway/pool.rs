@@ -1,7 +1,7 @@
 //! One self-hosted backend together with the traffic that it could take from the API.
 
 use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -16,6 +16,8 @@ use crate::economics::{
 };
 use crate::metrics::{Metrics, PoolBackend, PoolSeries};
 use crate::upstream::Backend;
+
+use super::volume::SharedVolume;
 
 /// What an owner has pinned a pool to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,8 +48,10 @@ pub struct Pool {
     pin: AtomicU8,
     /// Nano-dollars a replica-second.
     price: AtomicI64,
-    /// Demand of the current slot and of the one before, by the parity of the slot's number.
-    demand: [Demand; 2],
+    /// Demand of the open slot and of those after it, by the slot's number.
+    demand: [Demand; DEMAND_SLOTS],
+    /// Where there are other proxies. Never touched on the request path.
+    volume: Option<Mutex<SharedVolume>>,
     /// The slot that the planner will ask for next.
     open_slot: AtomicU64,
     first_tokens: AtomicU64,
@@ -58,6 +62,9 @@ pub struct Pool {
     /// Values of recent work. Only ever tried on the request path.
     prices: Mutex<WorkPrices>,
 }
+
+/// Slots whose demand is counted at once: the open one, and those that begin before the planner closes it.
+const DEMAND_SLOTS: usize = 4;
 
 #[derive(Debug, Default)]
 struct Demand {
@@ -71,6 +78,8 @@ struct Demand {
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct PoolView {
     pub volume_requests_per_hour: f64,
+    /// Calls in the window, over all proxies.
+    pub requests_in_window: u64,
     pub break_even_requests_per_hour: Option<f64>,
     pub band: Option<BandView>,
     pub capacity_requests_per_hour: Option<f64>,
@@ -144,6 +153,7 @@ impl Pool {
             pin: AtomicU8::new(0),
             price: AtomicI64::new(0),
             demand: Default::default(),
+            volume: config.shared.as_ref().map(|_| Mutex::default()),
             open_slot: AtomicU64::new(0),
             first_tokens: AtomicU64::new(0),
             late_first_tokens: AtomicU64::new(0),
@@ -176,7 +186,7 @@ impl Pool {
     /// Adds a call to the demand of the slot in which it closed, or of the open one if that is over already.
     pub fn record(&self, closed_at: Timestamp, seen: &Slot) {
         let slot = self.slot_of(closed_at).max(self.open_slot.load(Ordering::Relaxed));
-        let demand = &self.demand[usize::from(slot % 2 == 1)];
+        let demand = self.demand_of(slot);
         demand.api_cost.fetch_add(seen.api_cost.as_nanos(), Ordering::Relaxed);
         demand.work.fetch_add(seen.work.0, Ordering::Relaxed);
         demand.requests.fetch_add(seen.requests, Ordering::Relaxed);
@@ -212,13 +222,58 @@ impl Pool {
 
     /// Takes the demand of a slot that is over.
     pub fn take(&self, slot: u64) -> Slot {
-        let demand = &self.demand[usize::from(slot % 2 == 1)];
+        let take = || {
+            let demand = self.demand_of(slot);
+            Slot {
+                api_cost: NanoUsd::from_nanos(demand.api_cost.swap(0, Ordering::Relaxed)),
+                work: Work(demand.work.swap(0, Ordering::Relaxed)),
+                requests: demand.requests.swap(0, Ordering::Relaxed),
+                tokens: demand.tokens.swap(0, Ordering::Relaxed),
+            }
+        };
+        let noted = self.with_volume(|volume| {
+            let seen = take();
+            volume.note_own(slot, seen);
+            seen
+        });
+        noted.unwrap_or_else(take)
+    }
+
+    /// Demand of a slot so far, which goes on.
+    pub fn demand(&self, slot: u64) -> Slot {
+        let demand = self.demand_of(slot);
         Slot {
-            api_cost: NanoUsd::from_nanos(demand.api_cost.swap(0, Ordering::Relaxed)),
-            work: Work(demand.work.swap(0, Ordering::Relaxed)),
-            requests: demand.requests.swap(0, Ordering::Relaxed),
-            tokens: demand.tokens.swap(0, Ordering::Relaxed),
+            api_cost: NanoUsd::from_nanos(demand.api_cost.load(Ordering::Relaxed)),
+            work: Work(demand.work.load(Ordering::Relaxed)),
+            requests: demand.requests.load(Ordering::Relaxed),
+            tokens: demand.tokens.load(Ordering::Relaxed),
         }
+    }
+
+    fn demand_of(&self, slot: u64) -> &Demand {
+        &self.demand[usize::try_from(slot % DEMAND_SLOTS as u64).unwrap_or(0)]
+    }
+
+    /// The slots that are not closed yet at an instant.
+    pub fn open_slots(&self, now: Timestamp) -> std::ops::RangeInclusive<u64> {
+        let open = self.open_slot.load(Ordering::Relaxed);
+        open..=self.slot_of(now).clamp(open, open + DEMAND_SLOTS as u64 - 1)
+    }
+
+    /// Notes the demand of the slots that are not closed yet, for the other proxies.
+    pub fn note_demand(&self, now: Timestamp) {
+        self.with_volume(|volume| {
+            // Under the lock, so that none of them is closed meanwhile.
+            for slot in self.open_slots(now) {
+                volume.note_own(slot, self.demand(slot));
+            }
+        });
+    }
+
+    /// Where there are other proxies, does something with the volume that is shared.
+    pub fn with_volume<T>(&self, then: impl FnOnce(&mut SharedVolume) -> T) -> Option<T> {
+        let volume = self.volume.as_ref()?;
+        Some(then(&mut volume.lock().unwrap_or_else(PoisonError::into_inner)))
     }
 
     /// Attributes a served call's share of the rent.

@@ -2,17 +2,22 @@
 //!
 //! A call is admitted while anything is left, and holds the most that it can cost until it is settled; so
 //! however many calls come at once, what is spent exceeds the budget by one call at most. What a call holds is a
-//! value that gives it back when it is dropped, and that expires by itself after [`reserved::LIFETIME`]. Four
+//! value that gives it back when it is dropped, and that expires by itself after [`reserved::LIFETIME`]. A few
 //! numbers must change together, so they are behind a lock that is held for a few nanoseconds and never over
 //! anything that waits.
+//!
+//! With other proxies, the limit is what was allotted to this one ([`Account::claim`], [`Account::allot`]); it
+//! stays in force until there is another answer, however long that takes.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::period;
 use super::reserved::{Minute, Reserved};
 use crate::config::{Budget, BudgetPeriod};
 use crate::economics::{NanoUsd, Timestamp};
 use crate::metrics::BudgetState;
+use crate::shared::budgets::{Allotment, Claim};
 
 #[derive(Debug)]
 pub struct Account {
@@ -26,6 +31,21 @@ struct Book {
     to: Option<Timestamp>,
     spent: NanoUsd,
     held: Reserved,
+    /// None while no other proxy was ever heard of.
+    share: Option<Share>,
+    /// What was spent and held when it was last claimed.
+    claimed: Option<NanoUsd>,
+    /// A call was turned away since the last claim.
+    was_short: bool,
+}
+
+/// Our part of a budget that several proxies spend.
+#[derive(Debug, Clone, Copy)]
+struct Share {
+    /// What we may have spent and hold in all.
+    allotted: NanoUsd,
+    others_spent: NanoUsd,
+    proxies: u32,
 }
 
 /// Nothing is left of a budget.
@@ -38,14 +58,17 @@ pub struct Spent {
 impl Account {
     pub fn new(budget: Budget, spent: NanoUsd, now: Timestamp) -> Arc<Self> {
         let (from, to) = period::bounds(budget.period, now);
-        let book = Book { from, to, spent, held: Reserved::default() };
+        let book =
+            Book { from, to, spent, held: Reserved::default(), share: None, claimed: None, was_short: false };
         Arc::new(Self { budget, book: Mutex::new(book) })
     }
 
     /// Holds the most that a call can cost, if anything is left.
     pub fn hold(self: &Arc<Self>, most: NanoUsd, now: Timestamp) -> Result<Hold, Spent> {
         let mut book = self.book_at(now);
-        if book.spent + book.held.total() >= self.budget.limit {
+        let limit = book.share.map_or(self.budget.limit, |share| share.allotted);
+        if book.spent + book.held.total() >= limit {
+            book.was_short = true;
             return Err(Spent { until: book.to });
         }
         let amount = most.max(NanoUsd::ZERO);
@@ -69,7 +92,7 @@ impl Account {
         BudgetState {
             name: self.budget.name.clone(),
             limit: self.budget.limit,
-            spent: book.spent,
+            spent: book.spent + book.share.map_or(NanoUsd::ZERO, |share| share.others_spent),
             from: book.from,
             to: book.to.unwrap_or(book.from),
         }
@@ -83,14 +106,63 @@ impl Account {
         if book.to.is_some_and(|to| now >= to) {
             (book.from, book.to) = period::bounds(self.budget.period, now);
             book.spent = NanoUsd::ZERO;
+            book.claimed = None;
+            if let Some(share) = &mut book.share {
+                // Nobody has spent anything yet, so everybody has the same part until they agree.
+                let allotted = self.budget.limit.mul_div_floor(1, u64::from(share.proxies.max(1)));
+                *share = Share { allotted, others_spent: NanoUsd::ZERO, ..*share };
+            }
         }
         book
+    }
+
+    /// What to tell the other proxies, if it has changed or `is_due` anyway. Half of what was allotted and is
+    /// not used is given back at once; the answer decides about the rest.
+    pub fn claim(&self, is_due: bool, now: Timestamp) -> Option<Claim> {
+        let mut book = self.book_at(now);
+        let used = book.spent + book.held.total();
+        let is_busy = book.was_short || book.claimed.is_some_and(|claimed| claimed != used);
+        if !is_due && !is_busy && book.claimed.is_some() {
+            return None;
+        }
+        (book.claimed, book.was_short) = (Some(used), false);
+        let had = book.share.map(|share| share.allotted.max(used));
+        if let Some(share) = &mut book.share
+            && share.allotted > used
+        {
+            share.allotted = used + (share.allotted - used).mul_div_floor(1, 2);
+        }
+        Some(Claim {
+            name: self.budget.name.clone(),
+            from: book.from,
+            life: book.to.map_or(LIFETIME_KEPT, |to| to.since(now) + CLOCKS_APART),
+            limit: self.budget.limit,
+            spent: book.spent,
+            used,
+            kept: book.share.map(|share| share.allotted.max(used)),
+            had,
+            is_busy,
+        })
+    }
+
+    /// Takes the answer to a claim; one about a period that is over is too late.
+    pub fn allot(&self, claim: &Claim, allotment: Allotment, proxies: u32) {
+        let mut book = self.lock();
+        if book.from == claim.from {
+            let Allotment { allotted, others_spent } = allotment;
+            book.share = Some(Share { allotted, others_spent, proxies });
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Book> {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+/// The record of a period is kept so much longer than the period, for a proxy whose clock is late.
+const CLOCKS_APART: Duration = Duration::from_mins(10);
+/// The record of a budget without a period is kept so long after it was last used.
+const LIFETIME_KEPT: Duration = Duration::from_hours(400 * 24);
 
 /// What one call holds of a budget, given back on drop.
 #[derive(Debug)]
@@ -140,8 +212,6 @@ pub fn of_key(id: &str, limit: NanoUsd, period: BudgetPeriod) -> Budget {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use proptest::prelude::*;
 
     use super::*;
@@ -180,6 +250,47 @@ mod tests {
         assert_eq!(account.state(at(2)).spent, nanos(1_002_000));
         assert_eq!(account.held(), NanoUsd::ZERO);
         assert_eq!(account.hold(nanos(1), at(2)).unwrap_err(), Spent { until: Some(at(86_400)) });
+    }
+
+    /// An account of 1000 of which 100 were spent here, shared by three.
+    fn shared(allotted: i64) -> Arc<Account> {
+        let account = account(1000, 100);
+        let claim = account.claim(false, at(0)).expect("the first is always made");
+        let allotment = Allotment { allotted: nanos(allotted), others_spent: nanos(50) };
+        account.allot(&claim, allotment, 3);
+        account
+    }
+
+    #[test]
+    fn what_was_allotted_is_the_limit_until_the_next_answer() {
+        let account = shared(300);
+        assert_eq!(account.state(at(1)).spent, nanos(150));
+        let holds = [account.hold(nanos(150), at(1)).unwrap(), account.hold(nanos(150), at(1)).unwrap()];
+        assert!(account.hold(nanos(1), at(1)).is_err(), "300 are used or held");
+        let claim = account.claim(false, at(1)).unwrap();
+        assert_eq!((claim.spent, claim.used, claim.kept), (nanos(100), nanos(400), Some(nanos(400))));
+        assert!(claim.is_busy);
+        drop(holds);
+        assert!(account.hold(nanos(1), at(1)).is_ok());
+    }
+
+    #[test]
+    fn half_of_what_is_not_used_is_given_back_with_a_claim() {
+        let account = shared(500);
+        assert_eq!(account.claim(false, at(1)), None, "nothing has changed");
+        let claim = account.claim(true, at(1)).unwrap();
+        assert_eq!((claim.had, claim.kept, claim.is_busy), (Some(nanos(500)), Some(nanos(300)), false));
+    }
+
+    #[test]
+    fn a_new_period_begins_with_an_equal_part_and_a_late_answer_changes_nothing() {
+        let account = shared(500);
+        let late = account.claim(true, at(86_399)).unwrap();
+        account.charge(nanos(333), at(86_400));
+        assert!(account.hold(nanos(1), at(86_400)).is_err(), "a third of 1000 is spent");
+        account.allot(&late, Allotment { allotted: nanos(900), others_spent: nanos(9) }, 3);
+        assert!(account.hold(nanos(1), at(86_401)).is_err());
+        assert_eq!(account.state(at(86_401)).spent, nanos(333));
     }
 
     #[test]

@@ -152,6 +152,10 @@ families! {
         "Values folded into \"other\" to bound cardinality."
     SHARED_VOLUME_STALE Gauge "breakeven_shared_volume_stale" []
         "1 while the other proxies' volume is unknown and this one decides on its own."
+    SHARED_PROXIES Gauge "breakeven_shared_proxies" []
+        "Proxies that share volume and budgets, as last heard; 1 where there are no others."
+    PLANNER_LEASE Gauge "breakeven_planner_lease_held" []
+        "1 while this proxy holds the planner's lease and orders replicas."
     PANICS Counter "breakeven_panics_total" []
         "Panics caught; each one failed a single request or background task."
     RENDER_DURATION Gauge "breakeven_metrics_render_seconds" []

@@ -197,6 +197,8 @@ impl Page {
         self.count(family::LABEL_OVERFLOW, &["team"], store.team_overflow.get());
         self.count(family::LABEL_OVERFLOW, &["budget"], store.budget_overflow.get());
         self.level(family::SHARED_VOLUME_STALE, &[], store.shared_volume_stale.get());
+        self.level(family::SHARED_PROXIES, &[], store.shared_proxies.get());
+        self.level(family::PLANNER_LEASE, &[], store.planner_lease.get());
         self.count(family::PANICS, &[], store.panics.get());
         self.gauge(family::RENDER_DURATION, &[], &store.render_duration);
         self.number(family::BUILD_INFO, &[env!("CARGO_PKG_VERSION"), super::REVISION], 1.0);

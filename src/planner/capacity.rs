@@ -53,7 +53,8 @@ impl CapacityWatch {
     }
 
     /// Looks at the pool; `busy` is the work that calls settled since the last look have done there.
-    pub(super) fn look(&mut self, pool: &Pool, busy: Work) {
+    /// Besides other proxies, whose work is not seen here, nothing is learnt.
+    pub(super) fn look(&mut self, pool: &Pool, busy: Work, is_alone: bool) {
         let fleet = &pool.backend.fleet;
         let ready = fleet.counts().ready;
         if self.looks > 0 && ready != self.ready {
@@ -65,7 +66,7 @@ impl CapacityWatch {
         let is_full =
             fleet.availability() == Availability::Full || f64::from(fleet.in_flight()) >= places * FULL_SHARE;
         self.looks += 1;
-        self.full_looks += u32::from(ready > 0 && is_full);
+        self.full_looks += u32::from(ready > 0 && is_full && is_alone);
         self.busy += busy;
     }
 

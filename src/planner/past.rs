@@ -40,13 +40,13 @@ impl PoolPlanner {
         for row in rows {
             while slot < self.pool.slot_of(row.at) {
                 slot += 1;
-                self.learn(slot, std::mem::take(&mut seen));
+                self.remember_slot(slot, std::mem::take(&mut seen));
             }
             seen += demand(&row);
         }
         while slot < self.slot {
             slot += 1;
-            self.learn(slot, std::mem::take(&mut seen));
+            self.remember_slot(slot, std::mem::take(&mut seen));
         }
         self.pool.record(now, &seen);
         info!(pool = self.pool.name(), "`{}` takes up the volume in the ledger", self.pool.name());

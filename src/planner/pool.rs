@@ -1,5 +1,6 @@
 //! What the planner does for one pool, a slot at a time.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use super::rent::RentBook;
 use crate::economics::policy::policy_for;
 use crate::economics::volume::VolumeWindow;
 use crate::economics::{Billing, Decision, Policy, PoolSpec, Preference, Reason, Slot, Timestamp, Work};
-use crate::gateway::{Gateway, Pin, Pool};
+use crate::gateway::{Authority, Gateway, Pin, Pool, RentDuty, SharedSlot, kept_slots};
 use crate::ledger::Event;
 
 /// Kind of the ledger's events that say how many replicas a policy wants, from the start of a slot on.
@@ -36,6 +37,12 @@ pub(super) struct PoolPlanner {
     pub(super) capacity: CapacityWatch,
     rent: RentBook,
     settling: Duration,
+    /// What the policy was told of the other proxies, by slot.
+    told: BTreeMap<u64, Slot>,
+    /// The reading of the others' past that the policy knows.
+    catch_ups: u64,
+    /// Our part of the work of the last slot, and the whole.
+    own_work: (Work, Work),
 }
 
 impl PoolPlanner {
@@ -49,7 +56,10 @@ impl PoolPlanner {
             ordered: 0,
             capacity: CapacityWatch::new(1.0, now),
             rent: RentBook::default(),
-            settling: gateway.clock.scaled(SETTLING).min(pool.settings.slot / SETTLING_SHARE),
+            settling: settling(gateway, pool.settings.slot),
+            told: BTreeMap::new(),
+            catch_ups: 0,
+            own_work: (Work::ZERO, Work::ZERO),
             pool,
         };
         planner.pool.open(slot);
@@ -58,41 +68,105 @@ impl PoolPlanner {
         }
         planner.reprice();
         planner.note_target(gateway);
-        planner.carry_out(gateway);
+        planner.carry_out(gateway, now);
         planner
     }
 
     pub(super) fn tick(&mut self, gateway: &Gateway, now: Timestamp) {
-        self.accrue(now);
+        let duty = gateway.rent_duty(self.pool.name(), false, now);
+        self.accrue(gateway, duty, now);
         let current = self.pool.slot_of(now.saturating_sub(self.settling));
-        let is_new = self.slot < current;
+        let mut is_new = self.slot < current;
+        let before = self.decision.target_replicas;
+        if self.catch_up() {
+            is_new = true;
+            if before != self.decision.target_replicas {
+                self.note_target(gateway);
+            }
+        }
         while self.slot < current {
             self.slot += 1;
-            self.pool.open(self.slot);
-            let finished = self.pool.take(self.slot - 1);
-            self.count_counterfactual(&finished);
+            let finished = self.finish(self.slot - 1);
+            if !matches!(duty, RentDuty::Leave { .. }) {
+                self.count_counterfactual(&finished);
+            }
             let before = self.decision.target_replicas;
             self.learn(self.slot, finished);
             if before != self.decision.target_replicas {
                 self.note_target(gateway);
             }
             self.end_capacity_slot(gateway, now);
-            self.rent.book(&gateway.ledger);
+            self.rent.book(gateway, &self.pool, duty);
         }
         if is_new {
             self.reprice();
-            self.carry_out(gateway);
+            self.carry_out(gateway, now);
         } else {
-            // A pin may have come or gone since.
-            self.order();
+            // A pin, or the planner's lease, may have come or gone since.
+            self.order(gateway, now);
         }
         self.publish(now);
     }
 
+    /// Closes a slot: its traffic over all proxies, with what of earlier slots came too late for them.
+    fn finish(&mut self, slot: u64) -> Slot {
+        self.pool.open(slot + 1);
+        let own = self.pool.take(slot);
+        let (told, kept) = (&mut self.told, kept_slots(&self.pool));
+        let others = self.pool.with_volume(|volume| {
+            let mut sum = volume.others(slot);
+            for (earlier, told) in told.iter_mut().rev().take(LATE_SLOTS) {
+                let heard = volume.others(*earlier);
+                sum += beyond(heard, *told);
+                *told = heard;
+            }
+            told.insert(slot, volume.others(slot));
+            volume.forget_before(slot.saturating_sub(kept));
+            told.retain(|earlier, _| *earlier + kept > slot);
+            sum
+        });
+        let mut whole = own;
+        whole += others.unwrap_or_default();
+        self.own_work = (own.work, whole.work);
+        whole
+    }
+
+    /// When the others' past was read anew and is not what the policy was told, tells it everything again. True
+    /// when it has.
+    fn catch_up(&mut self) -> bool {
+        let slot = self.slot;
+        let read = self.pool.with_volume(|volume| (volume.catch_ups(), volume.before(slot)));
+        let Some((catch_ups, past)) = read.filter(|(catch_ups, _)| *catch_ups != self.catch_ups) else {
+            return false;
+        };
+        self.catch_ups = catch_ups;
+        let is_known = |at: &SharedSlot| self.told.get(&at.slot).copied().unwrap_or_default() == at.others;
+        let opened = self.pool.slot_of(self.window.began());
+        let is_told = |first: &&SharedSlot| first.slot >= opened && past.iter().all(is_known);
+        let Some(first) = past.first().filter(|first| !is_told(first)) else { return false };
+        self.policy = policy_for(&self.pool.policy, &self.pool.settings);
+        self.window = VolumeWindow::new(self.pool.settings.window, self.pool.slot_start(first.slot));
+        info!(pool = self.pool.name(), "`{}` takes up the volume of the other proxies", self.pool.name());
+        for SharedSlot { slot, own, others } in past {
+            let mut whole = own;
+            whole += others;
+            self.told.insert(slot, others);
+            self.learn(slot + 1, whole);
+        }
+        true
+    }
+
     /// Books the rent up to `now`.
     pub(super) fn close(&mut self, gateway: &Gateway, now: Timestamp) {
-        self.accrue(now);
-        self.rent.book(&gateway.ledger);
+        let duty = gateway.rent_duty(self.pool.name(), true, now);
+        self.accrue(gateway, duty, now);
+        self.rent.book(gateway, &self.pool, duty);
+    }
+
+    /// Tells the policy of a slot that is only in our ledger.
+    pub(super) fn remember_slot(&mut self, slot: u64, finished: Slot) {
+        self.pool.with_volume(|volume| volume.note_own(slot - 1, finished));
+        self.learn(slot, finished);
     }
 
     /// Tells the policy of the slot before `slot`, and takes its decision. The demand is as it was seen, in
@@ -123,9 +197,9 @@ impl PoolPlanner {
         PoolSpec { startup, ..configured.clone() }
     }
 
-    fn accrue(&mut self, now: Timestamp) {
-        let busy = self.rent.accrue(&self.pool, now);
-        self.capacity.look(&self.pool, busy);
+    fn accrue(&mut self, gateway: &Gateway, duty: RentDuty, now: Timestamp) {
+        let busy = self.rent.accrue(&self.pool, duty, now);
+        self.capacity.look(&self.pool, busy, gateway.is_alone());
         let backend = &self.pool.backend;
         let counts = backend.fleet.counts();
         self.pool.series.replicas(counts.starting, counts.ready);
@@ -141,11 +215,15 @@ impl PoolPlanner {
         }
     }
 
-    /// What the replicas can do until the next slot sets the price of a replica-second.
+    /// What the replicas can do until the next slot, for such a part of the calls as we see of them, sets the
+    /// price of a replica-second.
     pub(super) fn reprice(&self) {
         let ready = u64::from(self.pool.backend.fleet.counts().ready);
         let micros = u64::try_from(self.pool.settings.slot.as_micros()).unwrap_or(u64::MAX);
-        self.pool.reprice(self.capacity.room(Work(ready.saturating_mul(micros))));
+        let room = self.capacity.room(Work(ready.saturating_mul(micros)));
+        let (own, whole) = self.own_work;
+        let part = if whole == Work::ZERO { room } else { part_of(room, own, whole) };
+        self.pool.reprice(part);
     }
 
     /// Rent of the replicas that all of a slot's traffic would have needed.
@@ -165,11 +243,11 @@ impl PoolPlanner {
         self.pool.series.all_self_hosted_cost(rent.mul_div_floor(u64::from(replicas), 1));
     }
 
-    fn carry_out(&mut self, gateway: &Gateway) {
+    fn carry_out(&mut self, gateway: &Gateway, now: Timestamp) {
         let (before, _) = self.pool.plan();
         self.pool.set_plan(self.decision);
         let (after, reason) = self.pool.plan();
-        self.order();
+        self.order(gateway, now);
         if before != after {
             let (name, reason) = (self.preferred_name(after), reason.as_str());
             info!(pool = self.pool.name(), backend = name, reason, "preferring `{name}`: {reason}");
@@ -177,8 +255,8 @@ impl PoolPlanner {
         }
     }
 
-    /// Orders replicas. The owner's pin goes first: pinned to the API none is held, unless it is paid anyway.
-    fn order(&mut self) {
+    /// Orders replicas, if that is for us to do. The owner's pin goes first: pinned to the API none is held, unless it is paid anyway.
+    fn order(&mut self, gateway: &Gateway, now: Timestamp) {
         let spec = &self.pool.spec;
         self.ordered = match (spec.billing, self.pool.pin()) {
             (Billing::Committed, _) => spec.max_replicas,
@@ -188,7 +266,12 @@ impl PoolPlanner {
         };
         self.pool.series.wanted_replicas(self.ordered);
         if self.pool.is_controlled {
-            self.pool.backend.fleet.set_target(self.ordered);
+            let fleet = &self.pool.backend.fleet;
+            match gateway.authority(now) {
+                Authority::Alone => fleet.set_target(self.ordered),
+                Authority::Holder(until) => fleet.set_target_until(self.ordered, until),
+                Authority::Observer => fleet.clear_target(),
+            }
         }
     }
 
@@ -209,4 +292,32 @@ impl PoolPlanner {
             _ => self.pool.name(),
         }
     }
+}
+
+/// Slots before the last one whose late part is still put with it.
+const LATE_SLOTS: usize = 3;
+
+/// How long after the end of a slot it is closed: until our own calls have added themselves up, and until the
+/// others' part is here.
+fn settling(gateway: &Gateway, slot: Duration) -> Duration {
+    match &gateway.sharing {
+        Some(sharing) => gateway.clock.scaled(sharing.settling()).min(slot * 3 / 4),
+        None => gateway.clock.scaled(SETTLING).min(slot / SETTLING_SHARE),
+    }
+}
+
+/// What of `heard` is more than `told`.
+fn beyond(heard: Slot, told: Slot) -> Slot {
+    Slot {
+        api_cost: heard.api_cost.saturating_sub_at_zero(told.api_cost),
+        work: Work(heard.work.0.saturating_sub(told.work.0)),
+        requests: heard.requests.saturating_sub(told.requests),
+        tokens: heard.tokens.saturating_sub(told.tokens),
+    }
+}
+
+/// `room` times `own / whole`, rounded down.
+fn part_of(room: Work, own: Work, whole: Work) -> Work {
+    let part = u128::from(room.0) * u128::from(own.0) / u128::from(whole.0.max(1));
+    Work(u64::try_from(part).unwrap_or(u64::MAX))
 }

@@ -1,9 +1,11 @@
 //! What gauges and the status show of a pool.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::pool::PoolPlanner;
 use crate::economics::break_even::{break_even_requests_per_day, cheapest_fleet, hourly_costs, kappa};
+use crate::economics::volume::VolumeWindow;
 use crate::economics::{Billing, NanoUsd, Preference, Reason, Slot, Timestamp, Work};
 use crate::gateway::{BandView, PoolView};
 use crate::metrics::{CostPerRequest, PoolObservation};
@@ -14,7 +16,9 @@ impl PoolPlanner {
     /// Refreshes the gauges and what the status shows.
     pub(super) fn publish(&mut self, now: Timestamp) {
         let spec = &self.spec();
-        let hour = self.window.per_hour(now).unwrap_or_default();
+        let mut window = self.live_window(now);
+        let requests_in_window = window.total(now).requests;
+        let hour = window.per_hour(now).unwrap_or_default();
         let counts = self.pool.backend.fleet.counts();
         let replicas = counts.ready.max(1);
         let break_even = break_even_requests_per_day(spec, &hour, 1).map(|daily| daily / HOURS_PER_DAY);
@@ -42,6 +46,7 @@ impl PoolPlanner {
         let dollars = |amount: NanoUsd| amount.to_usd_f64();
         let view = PoolView {
             volume_requests_per_hour: volume,
+            requests_in_window,
             break_even_requests_per_hour: break_even,
             band,
             capacity_requests_per_hour: capacity,
@@ -54,6 +59,18 @@ impl PoolPlanner {
             sentence: sentence(&name, preference, reason, volume, break_even, cheapest_fleet(spec, &hour)),
         };
         self.pool.view.store(Arc::new(view));
+    }
+
+    /// The window with what is known of the slots that are not closed yet, over all proxies.
+    fn live_window(&self, now: Timestamp) -> VolumeWindow {
+        let mut window = self.window.clone();
+        for slot in self.pool.open_slots(now) {
+            let mut seen = self.pool.demand(slot);
+            seen += self.pool.with_volume(|volume| volume.others(slot)).unwrap_or_default();
+            let last_instant = self.pool.slot_start(slot + 1).saturating_sub(Duration::from_millis(1));
+            window.add(now.min(last_instant), self.capacity.seen(seen));
+        }
+        window
     }
 
     fn publish_costs(&self, hour: &Slot, replicas: u32) {

@@ -22,6 +22,7 @@ mod plan;
 mod postgres;
 mod proxy;
 mod resilience;
+mod shared;
 mod simulation;
 mod support;
 mod tidy;

@@ -3,6 +3,7 @@
 pub(crate) mod cluster;
 pub(crate) mod postgres;
 pub(crate) mod proxy;
+pub(crate) mod redis;
 
 use bytes::{Buf, Bytes};
 use http::{HeaderMap, Method, Request, Response, StatusCode};

@@ -13,7 +13,7 @@ const LAYERS: [&[&str]; 7] = [
     &["economics"],
     &["openai", "prices", "simulator"],
     &["config", "clock", "telemetry"],
-    &["metrics", "ledger", "health", "fleet", "keys", "upstream"],
+    &["metrics", "ledger", "health", "fleet", "shared", "keys", "upstream"],
     &["gateway", "planner", "proxy"],
     &["server", "admin"],
     &["cli", "commands", "demo", "lib", "main"],
@@ -21,7 +21,7 @@ const LAYERS: [&[&str]; 7] = [
 
 /// Who may use whom within a layer; the program's modules may all use each other.
 const FRIENDS: [(&str, &[&str]); 7] = [
-    ("keys", &["ledger", "metrics"]),
+    ("keys", &["ledger", "metrics", "shared"]),
     ("fleet", &["health"]),
     ("metrics", &["ledger"]),
     ("upstream", &["fleet", "health", "ledger", "metrics"]),

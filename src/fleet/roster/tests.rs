@@ -459,9 +459,50 @@ fn what_has_no_owner_without_us_is_abandoned_at_once() {
     let mut world = World::new(rules(2));
     world.step(2, 0);
     world.step(2, 30);
+    world.roster.release();
     world.roster.abandon(at(31), |replica| replica == 1);
     world.step_with(None, 31);
     assert_eq!((world.orders().as_str(), world.states()), ("+0 +1 -1", vec!["ready", "stopped"]));
+}
+
+#[test]
+fn when_another_process_decides_nothing_is_stopped_and_a_drain_is_taken_back() {
+    let mut world = World::new(rules(2));
+    world.step(2, 0);
+    world.step(2, 30);
+    let lease = acquire(&world.replicas[1..], None, at(31));
+    world.step(0, 61);
+    assert_eq!((world.orders().as_str(), world.states()), ("+0 +1 -0", vec!["stopped", "draining"]));
+    world.step_with(None, 62);
+    drop(lease);
+    world.step_with(None, 63);
+    assert_eq!(world.states(), ["stopped", "ready"]);
+    world.stops_fail = true;
+    world.step(0, 130);
+    world.step_with(None, 140);
+    world.step_with(None, 141);
+    assert_eq!(
+        world.states(),
+        ["stopped", "ready"],
+        "a stop that failed is another's business: it still answers"
+    );
+}
+
+#[test]
+fn a_drain_waits_until_other_proxies_have_heard_of_it_and_their_calls_have_ended() {
+    let mut world = World::new(rules(1));
+    world.step(1, 0);
+    world.step(1, 30);
+    world.roster.keep_company(Duration::from_secs(2));
+    world.step(0, 61);
+    world.step(0, 62);
+    assert_eq!(world.states(), ["draining"]);
+    world.replicas[0].hear_others(1, false);
+    world.step(0, 70);
+    assert_eq!(world.states(), ["draining"]);
+    world.replicas[0].hear_others(0, false);
+    world.step(0, 71);
+    assert_eq!(world.states(), ["stopped"]);
 }
 
 #[derive(Debug, Clone)]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use breakeven::config::{self, AuthMode, BackendKind, Control, RoutePolicy};
 use breakeven::economics::{Billing, NanoUsd};
 
-use super::{EXAMPLE, SECRET, SMALL, good, metrics_of, quoted, says, says_only};
+use super::{EXAMPLE, SECRET, SMALL, good, metrics_of, quoted, says, small_with};
 
 const SHARED: &str = "\n[shared]\nredis = { env = \"REDIS_URL\" }\n";
 const COMMENTED: &str = include_str!("../../../config/breakeven.toml");
@@ -78,19 +78,42 @@ fn a_budget_is_for_one_thing_that_exists() {
 }
 
 #[test]
-fn what_this_build_has_not_is_an_error_and_not_ignored() {
-    says_only(
-        &format!("{EXAMPLE}{SHARED}"),
-        &format!(
-            "breakeven.toml:{}: shared: is not supported by this build; remove it",
-            EXAMPLE.lines().count() + 2
-        ),
-    );
-    if cfg!(not(feature = "otel")) {
-        let spans = "[telemetry]\notlp_endpoint = 'http://127.0.0.1:4318'\n";
-        let expected = "telemetry.otlp_endpoint: needs a build with the feature `otel`; build it with";
-        says(&format!("{spans}{SMALL}"), &[expected]);
-    }
+fn many_proxies_are_a_matter_of_one_line() {
+    let with_redis = |text: &str, url: &'static str| {
+        config::parse(text, "breakeven.toml", &move |name: &str| match name {
+            "REDIS_URL" => Some(url.to_owned()),
+            _ => Some(SECRET.to_owned()),
+        })
+    };
+    let shared = |text: &str| with_redis(text, "rediss://:hunter2@redis:6379/0").unwrap().shared.unwrap();
+    let defaults = shared(&format!("{EXAMPLE}{SHARED}"));
+    assert_eq!((defaults.refresh, defaults.lease), (Duration::from_millis(500), Duration::from_secs(6)));
+    assert_eq!(defaults.prefix, "breakeven:");
+    assert!(!format!("{defaults:?}").contains("hunter2"));
+    let short = shared(&format!("{SMALL}[policy]\nslot = \"1s\"\n{SHARED}"));
+    assert_eq!(short.refresh, Duration::from_millis(250), "a quarter of a slot");
+    let said = |lines: &str, url| {
+        with_redis(&format!("{SMALL}{SHARED}{lines}"), url).expect_err("it must not load").to_string()
+    };
+    let url = "redis://redis:6379";
+    assert!(said("", "http://hunter2").contains("shared.redis: is not the URL of a Redis server; set it to"));
+    assert!(!said("", "http://hunter2").contains("hunter2"));
+    assert!(said("refresh = \"20s\"", url).contains("shared.refresh: must be between 50 ms and a quarter"));
+    assert!(said("lease = \"1s\"", url).contains("shared.lease: must be between 3000 ms and 5m"));
+    assert!(said("prefix = \"\"", url).contains("shared.prefix: is empty"));
+    assert!(said("ca = \"nowhere.pem\"", url).contains("shared.ca: cannot read"));
+    says(&format!("{SMALL}{SHARED}"), &["shared.redis: environment variable `REDIS_URL` is not set"]);
+    says(&format!("{SMALL}[shared]\n"), &["shared: has no `redis`; write `redis = { env = \"REDIS_URL\" }`"]);
+}
+
+#[test]
+fn a_server_that_only_its_starter_can_stop_is_worth_a_warning_beside_others() {
+    let own = small_with("hourly_usd", "control = { kind = \"command\", start = [\"vllm\"] }\nhourly_usd");
+    let alone = good(&own);
+    let env = |_: &str| Some("redis://redis".to_owned());
+    let shared = config::parse(&format!("{own}{SHARED}"), "breakeven.toml", &env).unwrap();
+    assert_eq!(shared.warnings.len(), alone.warnings.len() + 1);
+    assert!(shared.warnings.iter().any(|warning| warning.what.contains("only the proxy that started")));
 }
 
 #[test]
@@ -146,7 +169,8 @@ fn the_lines_that_are_commented_out_load_as_well() {
         "DATABASE_URL" => Some("postgres://user:password@db/ledger".to_owned()),
         _ => Some(format!("value-of-{name}")),
     };
-    for setting in settings.filter(|line| !line.contains("[prices.models") && !is_price_line(line)) {
+    let is_of_a_block = |line: &&str| is_line_of("# [prices.models", line) || is_line_of("# [shared]", line);
+    for setting in settings.filter(|line| !is_of_a_block(line)) {
         let uncommented = text.replacen(setting, &setting[2..], 1);
         let key = setting[2..].split(" = ").next().unwrap();
         let without_the_other = drop_other_line(&uncommented, &setting[2..], key);
@@ -158,7 +182,7 @@ fn the_lines_that_are_commented_out_load_as_well() {
     }
     let all_prices: String = text
         .lines()
-        .map(|line| if is_price_line(line) || line.starts_with("# [prices") { &line[2..] } else { line })
+        .map(|line| if is_line_of("# [prices.models", line) { &line[2..] } else { line })
         .flat_map(|line| [line, "\n"])
         .collect();
     assert_eq!(
@@ -167,11 +191,24 @@ fn the_lines_that_are_commented_out_load_as_well() {
     );
 }
 
-/// Lines between `# [prices.models` and the next blank line.
-fn is_price_line(line: &str) -> bool {
+#[test]
+fn the_lines_about_other_proxies_load_together_and_state_the_defaults() {
+    let uncommented: String = COMMENTED
+        .lines()
+        .map(|line| if is_line_of("# [shared]", line) { &line[2..] } else { line })
+        .filter(|line| !line.starts_with("ca = "))
+        .flat_map(|line| [line, "\n"])
+        .collect();
+    let env = |_: &str| Some("redis://redis:6379/0".to_owned());
+    let shared = |text: &str| config::parse(text, "uncommented", &env).unwrap().shared.unwrap();
+    assert_eq!(shared(&uncommented), shared(&format!("{SMALL}{SHARED}")));
+}
+
+/// Whether it is a line of the block that begins with `start` and ends with a blank line.
+fn is_line_of(start: &str, line: &str) -> bool {
     let text = COMMENTED;
-    let block = text.split("# [prices.models").nth(1).unwrap().split("\n\n").next().unwrap();
-    block.lines().skip(1).any(|of_block| of_block == line)
+    let block = &text[text.find(start).unwrap()..];
+    block.split("\n\n").next().unwrap().lines().any(|of_block| of_block == line)
 }
 
 /// The text without the other line of the same section that sets `key`.

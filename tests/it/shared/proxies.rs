@@ -1,0 +1,194 @@
+//! Proxies of one process that share a Redis: volume, budgets, rate limits.
+
+use std::time::Duration;
+
+use breakeven::clock::Stopwatch;
+use breakeven::demo::{FakeBackend, Personality, Settings};
+use breakeven::economics::NanoUsd;
+use http::StatusCode;
+use serde_json::json;
+
+use super::until;
+use crate::support::proxy::Proxy;
+use crate::support::redis::Redis;
+use crate::support::{Http, Reply, chat, with};
+
+const MODEL: &str = "gpt-4o-mini";
+const PATIENCE: Duration = Duration::from_secs(20);
+/// After so long everybody knows what anybody did.
+const KNOWN_WITHIN: Duration = Duration::from_secs(2);
+
+/// Fake backends, a Redis, and the configuration of proxies between them.
+struct World {
+    redis: Redis,
+    _api: FakeBackend,
+    _own: FakeBackend,
+    text: String,
+}
+
+impl World {
+    async fn new(lines: &str) -> Self {
+        let redis = Redis::start().await;
+        let settings = Settings { output_tokens: 50, ..Settings::default() };
+        let api = FakeBackend::start(Personality::OpenAi, settings.clone()).await.unwrap();
+        let own = FakeBackend::start(Personality::Vllm, settings).await.unwrap();
+        let secret = redis.folder.path().join("url");
+        std::fs::write(&secret, redis.url()).unwrap();
+        let text = format!(
+            r#"
+            [shared]
+            redis = {{ file = "{}" }}
+            lease = "3s"
+            [policy]
+            slot = "2s"
+            [backends.openai]
+            kind = "api"
+            base_url = "{}"
+            [backends.gpu]
+            kind = "self_hosted"
+            base_url = "{}"
+            hourly_usd = 2.99
+            capacity = {{ input_tokens_per_second = 15000, output_tokens_per_second = 10000, max_in_flight = 64 }}
+            [routes.chat]
+            models = ["{MODEL}"]
+            policy = "cheapest"
+            offers = [{{ backend = "openai" }}, {{ backend = "gpu" }}]
+            {lines}
+            "#,
+            secret.display(),
+            api.url(),
+            own.url(),
+        );
+        Self { redis, _api: api, _own: own, text }
+    }
+
+    async fn proxies(&self, count: usize) -> Vec<Proxy> {
+        let mut proxies = Vec::new();
+        for _ in 0..count {
+            proxies.push(Proxy::start(&self.text).await);
+        }
+        for proxy in &proxies {
+            until("everybody is heard", PATIENCE, async || {
+                let sharing = proxy.running.gateway.sharing.as_ref().unwrap();
+                (sharing.is_fresh() && sharing.proxies() as usize == count).then_some(())
+            })
+            .await;
+        }
+        proxies
+    }
+}
+
+async fn call(proxy: &Proxy, headers: &[(&str, &str)]) -> Reply {
+    let http = Http::new(&proxy.url());
+    let mut request = http.request(http::Method::POST, "/chat/completions");
+    for (name, value) in headers.iter().chain(&[("content-type", "application/json")]) {
+        request = request.header(*name, *value);
+    }
+    let body = with(chat(MODEL), json!({"max_tokens": 50}));
+    http.send(request, body.to_string().into()).await
+}
+
+async fn calls(proxy: &Proxy, count: usize) {
+    for _ in 0..count {
+        let reply = call(proxy, &[]).await;
+        assert_eq!(reply.status, StatusCode::OK, "{}", reply.text());
+    }
+}
+
+/// Calls in the window and calls an hour, as the status shows them.
+fn volume(proxy: &Proxy) -> (u64, f64) {
+    let view = proxy.running.gateway.state().pools[0].view.load_full();
+    (view.requests_in_window, view.volume_requests_per_hour)
+}
+
+async fn all_see(proxies: &[Proxy], truth: u64) {
+    until(&format!("everybody sees {truth} calls"), KNOWN_WITHIN * 2, async || {
+        proxies.iter().all(|proxy| volume(proxy).0 == truth).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_proxy_sees_the_volume_of_all_and_so_does_one_that_comes_later() {
+    let world = World::new("").await;
+    let mut proxies = world.proxies(3).await;
+    for (proxy, count) in proxies.iter().zip([10, 25, 0]) {
+        calls(proxy, count).await;
+    }
+    all_see(&proxies, 35).await;
+    proxies.push(Proxy::start(&world.text).await);
+    all_see(&proxies, 35).await;
+    // The seconds that the volume is averaged over: they were looked at within one.
+    let open: Vec<f64> = proxies.iter().map(|proxy| 35.0 * 3600.0 / volume(proxy).1).collect();
+    let (least, most) = open.iter().fold((f64::MAX, 0.0_f64), |(a, b), c| (a.min(*c), b.max(*c)));
+    assert!(most - least < 1.0, "the windows began at different times: {open:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_redis_each_goes_on_with_its_own_volume_and_catches_up() {
+    let mut world = World::new("").await;
+    let proxies = world.proxies(2).await;
+    calls(&proxies[0], 5).await;
+    all_see(&proxies, 5).await;
+    world.redis.kill().await;
+    let stale = |proxy: &Proxy| !proxy.running.gateway.sharing.as_ref().unwrap().is_fresh();
+    until("it is noticed", PATIENCE, async || proxies.iter().all(stale).then_some(())).await;
+    calls(&proxies[0], 7).await;
+    calls(&proxies[1], 11).await;
+    let own = async || (volume(&proxies[0]).0 == 12 && volume(&proxies[1]).0 >= 11).then_some(());
+    until("each sees its own", PATIENCE, own).await;
+    // Lines of several slots are missing in Redis then, which besides has forgotten everything.
+    world.redis.up().await;
+    until("it is back", PATIENCE, async || (!proxies.iter().any(stale)).then_some(())).await;
+    all_see(&proxies, 23).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_proxy_starts_without_redis_and_counts_for_itself_meanwhile() {
+    let mut world = World::new("[budgets.all]\nusd = 100").await;
+    world.redis.kill().await;
+    let proxy = Proxy::start(&world.text).await;
+    calls(&proxy, 3).await;
+    let own = async || (volume(&proxy).0 == 3).then_some(());
+    until("it sees its own", PATIENCE, own).await;
+    world.redis.up().await;
+    let sharing = proxy.running.gateway.sharing.as_ref().unwrap();
+    until("it meets Redis", PATIENCE, async || sharing.is_fresh().then_some(())).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_budget_is_spent_by_all_together_and_overspent_by_one_call_each_at_most() {
+    let world = World::new("[budgets.all]\nusd = 0.004\nperiod = \"month\"").await;
+    let proxies = world.proxies(3).await;
+    let limit = NanoUsd::from_nanos(4_000_000);
+    // Until nobody lets a call in for several exchanges, and longer than a store without a memory keeps still.
+    let mut last = Stopwatch::start();
+    let mut admitted = 0;
+    let spent_all = async || {
+        for proxy in &proxies {
+            let reply = call(proxy, &[]).await;
+            assert!(matches!(reply.status.as_u16(), 200 | 429), "{}", reply.text());
+            if reply.status == StatusCode::OK {
+                (last, admitted) = (Stopwatch::start(), admitted + 1);
+            }
+        }
+        (last.elapsed() > Duration::from_secs(4)).then_some(())
+    };
+    until("the budget is spent", Duration::from_mins(1), spent_all).await;
+    let mut spent = NanoUsd::ZERO;
+    let mut dearest = NanoUsd::ZERO;
+    for proxy in &proxies {
+        for entry in proxy.entries().await {
+            spent += entry.cost;
+            dearest = dearest.max(entry.cost);
+        }
+    }
+    eprintln!("{admitted} calls were admitted; {spent} of {limit} spent, a call costs {dearest} at most");
+    assert!(spent >= limit, "{spent} of {limit} could be spent");
+    assert!(spent <= limit + dearest + dearest + dearest, "{spent} of {limit} was spent");
+    for proxy in &proxies {
+        let state = || proxy.running.gateway.keys.states(proxy.running.gateway.now())[0].spent;
+        until("its state shows what all have spent", KNOWN_WITHIN, async || (state() == spent).then_some(()))
+            .await;
+    }
+}
