@@ -13,6 +13,7 @@ use tempfile::TempDir;
 use uuid::Uuid;
 
 use crate::ledger::{api_call, gpu_call, open, rent, report};
+use crate::support::needs;
 use crate::support::postgres::{Certificate, Postgres};
 
 /// 2027-01-31T23:59:00Z and a minute later, by the seconds that the ledger's builders count from.
@@ -115,6 +116,7 @@ async fn report_of(ledger: &str, arguments: &[&str]) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_report_is_the_same_from_either_and_months_have_their_own_tables() {
+    needs!(Postgres);
     let postgres = Postgres::start().await;
     let (_directory, path) = new_path();
     let _ledger = sample(&path, 1).await;
@@ -164,6 +166,7 @@ async fn a_report_is_the_same_from_either_and_months_have_their_own_tables() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn proxies_that_start_together_make_one_ledger_whose_sums_are_those_of_all() {
+    needs!(Postgres);
     let postgres = Postgres::start().await;
     let mut proxies = Vec::new();
     for seed in 1..=4 {
@@ -208,6 +211,7 @@ async fn proxies_that_start_together_make_one_ledger_whose_sums_are_those_of_all
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tables_of_an_earlier_version_are_brought_up_to_date_and_those_of_a_newer_one_left_alone() {
+    needs!(Postgres);
     const FIRST: &str = include_str!("../../src/ledger/postgres/1.sql");
     let postgres = Postgres::start().await;
     for database in ["earlier", "newer", "compatible", "latin"] {
@@ -262,6 +266,7 @@ async fn tables_of_an_earlier_version_are_brought_up_to_date_and_those_of_a_newe
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hostile_row_does_not_hold_up_those_behind_it() {
+    needs!(Postgres);
     let postgres = Postgres::start().await;
     let (_directory, path) = new_path();
     let ledger = open(&path);
@@ -299,6 +304,7 @@ async fn a_hostile_row_does_not_hold_up_those_behind_it() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_is_believed_only_with_a_certificate_of_its_name() {
+    needs!(Postgres);
     let authority = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let stranger = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let key = authority.signing_key.serialize_pem();

@@ -5,6 +5,8 @@ pub(crate) mod postgres;
 pub(crate) mod proxy;
 pub(crate) mod redis;
 
+use std::io::Write as _;
+
 use bytes::{Buf, Bytes};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
@@ -13,6 +15,25 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde_json::Value;
+
+/// Ends a test whose servers are not installed, saying which. Where all of them are to be there, as in CI, it
+/// fails instead.
+macro_rules! needs {
+    ($($server:ident),+) => {$(
+        if !$server::is_installed() {
+            $crate::support::lacks($server::PACKAGE);
+            return;
+        }
+    )+};
+}
+pub(crate) use needs;
+
+pub(crate) fn lacks(package: &str) {
+    assert!(std::env::var_os("CI").is_none(), "install the package `{package}`");
+    // The harness shows what is written to the file itself, and hides what is printed.
+    let mut shown = std::io::stderr().lock();
+    writeln!(shown, "not tested here: install the package `{package}`").unwrap();
+}
 
 /// Free ports of the loopback, for a process that must be told its own.
 pub(crate) fn free_address() -> std::net::SocketAddr {

@@ -12,8 +12,8 @@ use uuid::Uuid;
 
 use super::kill::call_on;
 use super::{LEDGER, Served, metric};
-use crate::support::Http;
 use crate::support::postgres::Postgres;
+use crate::support::{Http, needs};
 
 const MODEL: &str = "gpt-4o-mini";
 const CLIENTS: usize = 16;
@@ -36,6 +36,7 @@ async fn until(what: &str, served: &Served, name: &str, is_so: impl Fn(u64) -> b
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_row_is_lost_or_doubled_when_postgres_goes_away_and_the_proxy_is_killed_while_it_ships() {
+    needs!(Postgres);
     let mut database = Postgres::start().await;
     let secrets = tempfile::tempdir().unwrap();
     let url = secrets.path().join("url");

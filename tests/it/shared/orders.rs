@@ -11,7 +11,7 @@ use serde_json::json;
 use super::process::{Peer, check_one_holder_at_a_time, held};
 use super::until;
 use crate::support::redis::Redis;
-use crate::support::{Events, Http, chat, with};
+use crate::support::{Events, Http, chat, needs, with};
 
 const MODEL: &str = "gpt-4o-mini";
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -68,6 +68,7 @@ async fn holder(peers: &[Peer]) -> usize {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_proxy_orders_a_replica_and_when_it_is_killed_another_does_within_ten_seconds() {
+    needs!(Redis);
     let redis = Redis::start().await;
     let orders = redis.folder.path().join("orders");
     let start = format!("echo $PPID >> {}", orders.display());
@@ -97,6 +98,7 @@ async fn one_proxy_orders_a_replica_and_when_it_is_killed_another_does_within_te
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_is_not_stopped_while_a_stream_of_another_proxy_runs_there() {
+    needs!(Redis);
     let redis = Redis::start().await;
     let stopped = redis.folder.path().join("stopped");
     let settings = Settings {

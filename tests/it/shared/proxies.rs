@@ -11,7 +11,7 @@ use serde_json::json;
 use super::until;
 use crate::support::proxy::Proxy;
 use crate::support::redis::Redis;
-use crate::support::{Http, Reply, chat, with};
+use crate::support::{Http, Reply, chat, needs, with};
 
 const MODEL: &str = "gpt-4o-mini";
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -110,6 +110,7 @@ async fn all_see(proxies: &[Proxy], truth: u64) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_proxy_sees_the_volume_of_all_and_so_does_one_that_comes_later() {
+    needs!(Redis);
     let world = World::new("").await;
     let mut proxies = world.proxies(3).await;
     for (proxy, count) in proxies.iter().zip([10, 25, 0]) {
@@ -126,6 +127,7 @@ async fn every_proxy_sees_the_volume_of_all_and_so_does_one_that_comes_later() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_redis_each_goes_on_with_its_own_volume_and_catches_up() {
+    needs!(Redis);
     let mut world = World::new("").await;
     let proxies = world.proxies(2).await;
     calls(&proxies[0], 5).await;
@@ -145,6 +147,7 @@ async fn without_redis_each_goes_on_with_its_own_volume_and_catches_up() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_proxy_starts_without_redis_and_counts_for_itself_meanwhile() {
+    needs!(Redis);
     let mut world = World::new("[budgets.all]\nusd = 100").await;
     world.redis.kill().await;
     let proxy = Proxy::start(&world.text).await;
@@ -158,6 +161,7 @@ async fn a_proxy_starts_without_redis_and_counts_for_itself_meanwhile() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_budget_is_spent_by_all_together_and_overspent_by_one_call_each_at_most() {
+    needs!(Redis);
     let world = World::new("[budgets.all]\nusd = 0.004\nperiod = \"month\"").await;
     let proxies = world.proxies(3).await;
     let limit = NanoUsd::from_nanos(4_000_000);

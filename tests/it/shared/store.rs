@@ -10,6 +10,7 @@ use breakeven::shared::rates::Unit;
 use breakeven::shared::{Exchange, Identity, Link, SharedError, Store, budgets, rates};
 
 use super::{settings, until};
+use crate::support::needs;
 use crate::support::redis::Redis;
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -44,6 +45,7 @@ fn seen(requests: u64) -> Slot {
 
 #[tokio::test]
 async fn each_hears_the_sum_of_the_others_however_often_it_was_told() {
+    needs!(Redis);
     let redis = Redis::start().await;
     let settings = settings(&redis);
     let mut stores = Vec::new();
@@ -68,6 +70,7 @@ async fn each_hears_the_sum_of_the_others_however_often_it_was_told() {
 
 #[tokio::test]
 async fn one_holds_the_lease_and_each_next_holder_has_a_higher_token() {
+    needs!(Redis);
     let redis = Redis::start().await;
     let settings = settings(&redis);
     let (mut a, mut b) = (join(&settings, "a").await, join(&settings, "b").await);
@@ -86,6 +89,7 @@ async fn one_holds_the_lease_and_each_next_holder_has_a_higher_token() {
 
 #[tokio::test]
 async fn everybody_hears_what_rent_is_booked_and_it_stays_booked() {
+    needs!(Redis);
     let redis = Redis::start().await;
     let settings = settings(&redis);
     let (mut a, mut b) = (join(&settings, "a").await, join(&settings, "b").await);
@@ -101,6 +105,7 @@ async fn everybody_hears_what_rent_is_booked_and_it_stays_booked() {
 
 #[tokio::test]
 async fn after_a_loss_of_memory_nobody_holds_the_lease_until_an_old_holder_has_stopped() {
+    needs!(Redis);
     let mut redis = Redis::start().await;
     let settings = settings(&redis);
     let mut a = join(&settings, "a").await;
@@ -157,6 +162,7 @@ impl Spender {
 
 #[tokio::test]
 async fn what_is_allotted_to_all_is_never_more_than_the_budget_but_for_one_unit_each() {
+    needs!(Redis);
     const LIMIT: i64 = 1_000_000;
     let redis = Redis::start().await;
     let settings = settings(&redis);
@@ -186,6 +192,7 @@ async fn what_is_allotted_to_all_is_never_more_than_the_budget_but_for_one_unit_
 
 #[tokio::test]
 async fn what_a_dead_proxy_had_reserved_is_free_again_and_what_it_spent_is_not() {
+    needs!(Redis);
     const LIMIT: i64 = 1000;
     let redis = Redis::start().await;
     let settings = settings(&redis);
@@ -208,6 +215,7 @@ async fn what_a_dead_proxy_had_reserved_is_free_again_and_what_it_spent_is_not()
 
 #[tokio::test]
 async fn after_a_loss_of_memory_a_budget_gives_nothing_until_everybody_was_heard() {
+    needs!(Redis);
     const LIMIT: i64 = 1000;
     let mut redis = Redis::start().await;
     let settings = settings(&redis);
@@ -233,6 +241,7 @@ async fn after_a_loss_of_memory_a_budget_gives_nothing_until_everybody_was_heard
 
 #[tokio::test]
 async fn a_rate_limit_is_one_for_all_and_comes_back_with_time() {
+    needs!(Redis);
     const PER_MINUTE: u64 = 6000;
     let redis = Redis::start().await;
     let settings = settings(&redis);
@@ -269,6 +278,7 @@ async fn a_rate_limit_is_one_for_all_and_comes_back_with_time() {
 
 #[tokio::test]
 async fn a_server_that_is_away_hangs_or_holds_something_else_is_an_error_in_time() {
+    needs!(Redis);
     let redis = Redis::start().await;
     let mut settings = settings(&redis);
     let mut store = join(&settings, "a").await;
@@ -288,6 +298,7 @@ async fn a_server_that_is_away_hangs_or_holds_something_else_is_an_error_in_time
 
 #[tokio::test]
 async fn with_tls_the_certificate_must_be_from_the_authority_that_is_named() {
+    needs!(Redis);
     let key = rcgen::KeyPair::generate().unwrap();
     let certificate = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
     let certificate = certificate.self_signed(&key).unwrap();

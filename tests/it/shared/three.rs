@@ -16,7 +16,7 @@ use super::process::{Peer, check_one_holder_at_a_time, held, ids, now};
 use super::{soon, until};
 use crate::support::postgres::Postgres;
 use crate::support::redis::Redis;
-use crate::support::{Http, chat, with};
+use crate::support::{Http, chat, needs, with};
 
 const MODEL: &str = "gpt-4o-mini";
 const CAPPED: &str = "capped-model";
@@ -150,6 +150,7 @@ impl Accuracy {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_proxies_agree_under_load_while_one_of_them_and_redis_are_killed() {
+    needs!(Redis, Postgres);
     let seconds = std::env::var("BREAKEVEN_SHARED_SECONDS").map_or(SECONDS, |text| text.parse().unwrap());
     let quarter = Duration::from_secs(seconds) / 4;
     let mut redis = Redis::start().await;

@@ -27,14 +27,13 @@ pub(crate) struct Postgres {
 }
 
 /// Where Debian and others put the server, newest first.
-fn binaries() -> PathBuf {
+fn binaries() -> Option<PathBuf> {
     let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten();
     let mut folders: Vec<PathBuf> = versions.map(|entry| entry.unwrap().path().join("bin")).collect();
     folders.sort();
     folders.extend(["/usr/pgsql/bin", "/usr/local/bin", "/usr/bin"].map(PathBuf::from));
     let has_server = |folder: &&PathBuf| folder.join("postgres").exists() && folder.join("initdb").exists();
-    let known = folders.iter().rev().find(has_server).cloned();
-    known.expect("there is no Postgres server here: install the package `postgresql`")
+    folders.iter().rev().find(has_server).cloned()
 }
 
 /// Whom the server runs as: it refuses to run as root.
@@ -52,7 +51,7 @@ fn owner() -> Option<(u32, u32)> {
 }
 
 fn command(program: &str, folder: &Path) -> Command {
-    let mut command = Command::new(binaries().join(program));
+    let mut command = Command::new(binaries().expect("it is installed").join(program));
     command.current_dir(folder).stdin(Stdio::null());
     if let Some((user, group)) = owner() {
         command.uid(user).gid(group);
@@ -61,6 +60,12 @@ fn command(program: &str, folder: &Path) -> Command {
 }
 
 impl Postgres {
+    pub(crate) const PACKAGE: &str = "postgresql";
+
+    pub(crate) fn is_installed() -> bool {
+        binaries().is_some()
+    }
+
     pub(crate) async fn start() -> Self {
         Self::start_with(None).await
     }

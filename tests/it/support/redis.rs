@@ -19,6 +19,13 @@ pub(crate) struct Redis {
 }
 
 impl Redis {
+    pub(crate) const PACKAGE: &str = "redis-server";
+
+    pub(crate) fn is_installed() -> bool {
+        let folders = std::env::var_os("PATH").unwrap_or_default();
+        std::env::split_paths(&folders).any(|folder| folder.join("redis-server").is_file())
+    }
+
     pub(crate) async fn start() -> Self {
         Self::start_with(|_, _| Vec::new()).await
     }
@@ -45,7 +52,7 @@ impl Redis {
             .stdout(Stdio::null())
             .kill_on_drop(true)
             .spawn()
-            .unwrap_or_else(|error| panic!("install the package `redis-server`: {error}"));
+            .expect("it is installed and starts");
         self.child = Some(child);
         let listens = async {
             let mut look = tokio::time::interval(Duration::from_millis(5));
