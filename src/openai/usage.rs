@@ -60,7 +60,8 @@ pub fn from_body(endpoint: Endpoint, body: &[u8]) -> Option<Reported> {
 /// come, so it is a member of that. The same holds for `"service_tier"`, wherever it stands. An answer of these
 /// endpoints is no envelope of another.
 fn from_end(endpoint: Endpoint, body: &[u8]) -> Option<Reported> {
-    if !endpoint.is_routed() {
+    // A response to a stored prompt is priced by the model that answers, which stands at its beginning.
+    if !endpoint.is_routed() || endpoint == Endpoint::Responses {
         return None;
     }
     let end = body.len().saturating_sub(END_BYTES);
