@@ -80,7 +80,7 @@ fn text(message: &Bytes, number: u64) -> String {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes.iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
 }
 
 /// A span as `opentelemetry/proto/trace/v1/trace.proto` lays it out.
@@ -214,7 +214,7 @@ async fn call(proxy: &Proxy, traceparent: Option<String>, body: &serde_json::Val
 /// Ends the proxy, which sends off what is queued.
 async fn end(proxy: Proxy) {
     let ending = proxy.running.shut_down(std::future::ready(()));
-    tokio::time::timeout(Duration::from_secs(60), ending).await.expect("it ends within its patience");
+    tokio::time::timeout(Duration::from_mins(1), ending).await.expect("it ends within its patience");
 }
 
 #[tokio::test]
