@@ -211,8 +211,8 @@ async fn proxies_that_start_together_make_one_ledger_whose_sums_are_those_of_all
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tables_of_an_earlier_version_are_brought_up_to_date_and_those_of_a_newer_one_left_alone() {
-    needs!(Postgres);
     const FIRST: &str = include_str!("../../src/ledger/postgres/1.sql");
+    needs!(Postgres);
     let postgres = Postgres::start().await;
     for database in ["earlier", "newer", "compatible", "latin"] {
         let encoding = if database == "latin" { "LATIN1" } else { "UTF8" };

@@ -162,8 +162,8 @@ impl Spender {
 
 #[tokio::test]
 async fn what_is_allotted_to_all_is_never_more_than_the_budget_but_for_one_unit_each() {
-    needs!(Redis);
     const LIMIT: i64 = 1_000_000;
+    needs!(Redis);
     let redis = Redis::start().await;
     let settings = settings(&redis);
     let mut spenders = Vec::new();
@@ -192,8 +192,8 @@ async fn what_is_allotted_to_all_is_never_more_than_the_budget_but_for_one_unit_
 
 #[tokio::test]
 async fn what_a_dead_proxy_had_reserved_is_free_again_and_what_it_spent_is_not() {
-    needs!(Redis);
     const LIMIT: i64 = 1000;
+    needs!(Redis);
     let redis = Redis::start().await;
     let settings = settings(&redis);
     let mut dead = Spender::join(&settings, "dead").await;
@@ -215,8 +215,8 @@ async fn what_a_dead_proxy_had_reserved_is_free_again_and_what_it_spent_is_not()
 
 #[tokio::test]
 async fn after_a_loss_of_memory_a_budget_gives_nothing_until_everybody_was_heard() {
-    needs!(Redis);
     const LIMIT: i64 = 1000;
+    needs!(Redis);
     let mut redis = Redis::start().await;
     let settings = settings(&redis);
     let (mut a, mut b) = (Spender::join(&settings, "a").await, Spender::join(&settings, "b").await);
@@ -241,8 +241,8 @@ async fn after_a_loss_of_memory_a_budget_gives_nothing_until_everybody_was_heard
 
 #[tokio::test]
 async fn a_rate_limit_is_one_for_all_and_comes_back_with_time() {
-    needs!(Redis);
     const PER_MINUTE: u64 = 6000;
+    needs!(Redis);
     let redis = Redis::start().await;
     let settings = settings(&redis);
     let (mut a, mut b) = (join(&settings, "a").await, join(&settings, "b").await);
