@@ -40,9 +40,11 @@ pub struct Reported {
 /// Reads the usage of a complete answer: one JSON object, a realtime event, or a line of a batch's output.
 /// `None` when it reports none. A free endpoint (moderations) used nothing, and says so.
 pub fn from_body(endpoint: Endpoint, body: &[u8]) -> Option<Reported> {
-    if let Some(reported) = from_end(endpoint, body) {
-        return Some(reported);
-    }
+    from_end(endpoint, body).or_else(|| from_whole(endpoint, body))
+}
+
+/// As [`from_body`], and with the model and the id of any answer.
+pub fn from_whole(endpoint: Endpoint, body: &[u8]) -> Option<Reported> {
     let sighting = Sighting::read(endpoint, body)?;
     match sighting.reported(endpoint) {
         None if endpoint == Endpoint::Moderations => {

@@ -154,6 +154,11 @@ impl Exchange {
         self.span = self.gateway.spans.open(headers, span::operation(self.endpoint));
     }
 
+    /// Whether somebody will read its span.
+    pub fn has_span(&self) -> bool {
+        self.span.is_recording()
+    }
+
     /// What tells the backend that our span is the parent of its own.
     pub fn traceparent(&self) -> Option<HeaderValue> {
         self.span.traceparent()

@@ -28,6 +28,8 @@ pub async fn respond(exchange: Exchange, answer: Answer) -> Response<Body> {
     let reported: Option<Reported> = match outcome {
         Outcome::Success => {
             match head.headers.get(header::CONTENT_ENCODING).and_then(|value| value.to_str().ok()) {
+                // A span names the model that answered.
+                None if exchange.has_span() => usage::from_whole(exchange.endpoint(), &read),
                 None => usage::from_body(exchange.endpoint(), &read),
                 encoding => {
                     let mut reader = BodyReader::new(exchange.endpoint(), encoding);

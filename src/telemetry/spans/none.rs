@@ -44,6 +44,11 @@ impl CallSpan {
     }
 
     #[inline]
+    pub fn is_recording(&self) -> bool {
+        false
+    }
+
+    #[inline]
     pub fn answered_by(&mut self, _model: Option<&str>) {}
 
     #[inline]

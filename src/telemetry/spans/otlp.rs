@@ -119,9 +119,14 @@ impl CallSpan {
         HeaderValue::from_str(&value).ok()
     }
 
+    /// Whether what the call shows is wanted.
+    pub fn is_recording(&self) -> bool {
+        self.span.as_ref().is_some_and(Span::is_recording)
+    }
+
     /// Notes the model that the answer names.
     pub fn answered_by(&mut self, model: Option<&str>) {
-        if self.span.as_ref().is_some_and(Span::is_recording) {
+        if self.is_recording() {
             self.answered_by = model.map(str::to_owned);
         }
     }

@@ -169,7 +169,8 @@ fn the_lines_that_are_commented_out_load_as_well() {
         "DATABASE_URL" => Some("postgres://user:password@db/ledger".to_owned()),
         _ => Some(format!("value-of-{name}")),
     };
-    let is_of_a_block = |line: &&str| is_line_of("# [prices.models", line) || is_line_of("# [shared]", line);
+    let blocks = ["# [prices.models", "# [shared]", "# [telemetry]"];
+    let is_of_a_block = |line: &&str| blocks.iter().any(|block| is_line_of(block, line));
     for setting in settings.filter(|line| !is_of_a_block(line)) {
         let uncommented = text.replacen(setting, &setting[2..], 1);
         let key = setting[2..].split(" = ").next().unwrap();
@@ -202,6 +203,20 @@ fn the_lines_about_other_proxies_load_together_and_state_the_defaults() {
     let env = |_: &str| Some("redis://redis:6379/0".to_owned());
     let shared = |text: &str| config::parse(text, "uncommented", &env).unwrap().shared.unwrap();
     assert_eq!(shared(&uncommented), shared(&format!("{SMALL}{SHARED}")));
+}
+
+#[test]
+fn the_lines_about_spans_load_together_in_a_build_that_has_them() {
+    let uncommented: String = COMMENTED
+        .lines()
+        .map(|line| if is_line_of("# [telemetry]", line) { &line[2..] } else { line })
+        .flat_map(|line| [line, "\n"])
+        .collect();
+    if cfg!(feature = "otel") {
+        assert_eq!(good(&uncommented).telemetry.otlp_endpoint.as_deref(), Some("http://127.0.0.1:4318"));
+    } else {
+        says(&uncommented, &["feature `otel`"]);
+    }
 }
 
 /// Whether it is a line of the block that begins with `start` and ends with a blank line.
