@@ -158,9 +158,11 @@ fn may_record(gateway: &Gateway, when_unavailable: WhenUnavailable) -> Result<()
     if gateway.ledger.is_available() || when_unavailable == WhenUnavailable::Continue {
         return Ok(());
     }
-    // The ledger's own log line says it to the owner, once.
-    let why = gateway.ledger.unavailable_reason().unwrap_or_else(|| "it is closed".to_owned());
-    Err(ProxyError::LedgerUnavailable { why })
+    // The ledger's own log line says it to the owner, once. Without a reason it can record again since.
+    match gateway.ledger.unavailable_reason() {
+        Some(why) => Err(ProxyError::LedgerUnavailable { why }),
+        None => Ok(()),
+    }
 }
 
 /// A call to one of the endpoints that are understood.
