@@ -46,6 +46,8 @@ MORE = {
     "beta.agents.automations.create": {"expression": "x", "timezone": "x"},
     "beta.agents.environments.files.create": {"file_id": "x"},
     "beta.agents.environments.files.upload": {"path": "/workspace/a.txt"},
+    # An echo is never processed: it asks once and gives up.
+    "files.wait_for_processing": {"poll_interval": 0, "max_wait_seconds": 0},
 }
 
 
