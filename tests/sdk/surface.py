@@ -26,6 +26,10 @@ LOCAL = "makes no request"
 LEFT_OUT = {
     "realtime.connect": SOCKET,
     "beta.realtime.connect": SOCKET,
+    "live.connect": SOCKET,
+    "live.forks.connect": SOCKET,
+    "live.sideband.connect": SOCKET,
+    "realtime.translations.connect": SOCKET,
     "responses.connect": SOCKET,
     "beta.responses.connect": SOCKET,
     "beta.agents.environments.files.prepare": LOCAL,
@@ -48,6 +52,10 @@ MORE = {
     "beta.agents.environments.files.upload": {"path": "/workspace/a.txt"},
     # An echo is never processed: it asks once and gives up.
     "files.wait_for_processing": {"poll_interval": 0, "max_wait_seconds": 0},
+    "responses.stream": {"input": "x", "model": "gpt-4o-mini"},
+    "uploads.upload_file_chunked": {"file": FILE[1], "filename": FILE[0], "bytes": len(FILE[1])},
+    "videos.edit": {"video": FILE},
+    "videos.extend": {"video": FILE},
 }
 
 
