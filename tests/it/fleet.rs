@@ -23,9 +23,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::sync::watch;
 
-/// No step of these tests takes nearly as long.
-const DEADLINE: Duration = Duration::from_mins(1);
-const START: Timestamp = Timestamp::from_secs(1_700_000_000);
+use crate::support::stage::{DEADLINE, START, Stage};
 
 fn backend(base_urls: Vec<String>, control: Control, max_replicas: u32) -> Backend {
     let pool = PoolSpec {
@@ -108,86 +106,32 @@ fn answers(port: u16) -> bool {
     TcpStream::connect(("127.0.0.1", port)).is_ok()
 }
 
-/// A fleet under a clock that the test moves, and what it told.
-struct Bench {
-    fleet: Arc<Fleet>,
-    clock: Clock,
-    events: Arc<Mutex<Vec<FleetEvent>>>,
-}
-
-impl Bench {
-    fn new(backend: &Backend) -> Self {
-        let clock = Clock::manual(START);
-        let events = Arc::new(Mutex::new(Vec::new()));
-        let heard = Arc::clone(&events);
-        let sink = Box::new(move |event| heard.lock().unwrap().push(event));
-        Self { fleet: Fleet::with_events(backend, clock.clone(), sink), clock, events }
-    }
-
-    /// Ticks, a second of the manual clock each, until `is_done`. Between ticks it waits for what the fleet
-    /// has set off.
-    async fn until(&self, is_done: impl Fn(&Fleet) -> bool) {
-        let work = async {
-            loop {
-                self.fleet.tick(self.clock.now());
-                if is_done(&self.fleet) {
-                    return;
-                }
-                tokio::select! {
-                    () = self.fleet.changed() => {}
-                    // Nothing is under way when the fleet waits for the time alone.
-                    () = tokio::time::sleep(Duration::from_millis(20)) => {}
-                }
-                self.clock.advance(Duration::from_secs(1));
-            }
-        };
-        let outcome = tokio::time::timeout(DEADLINE, work).await;
-        assert!(outcome.is_ok(), "not reached: {:?}\n{:#?}", self.fleet.snapshot(), self.sentences());
-    }
-
-    async fn until_count(&self, state: ReplicaState, count: u32) {
-        self.until(|fleet| fleet.count(state) == count).await;
-    }
-
-    fn sentences(&self) -> Vec<String> {
-        self.events.lock().unwrap().iter().map(ToString::to_string).collect()
-    }
-
-    fn when(&self, is_it: impl Fn(&FleetEventKind) -> bool) -> Timestamp {
-        self.events.lock().unwrap().iter().find(|event| is_it(&event.kind)).expect("it was told").at
-    }
-
-    fn since_start(&self) -> Duration {
-        self.clock.now().since(START)
-    }
-}
-
 #[tokio::test]
 async fn a_server_in_the_foreground_is_started_used_and_stopped_and_its_rent_is_its_lifetime() {
     let directory = tempfile::tempdir().unwrap();
     let port = free_ports();
     let control = Control::Command { start: http_server(directory.path(), port), stop: Vec::new() };
     let url = format!("http://127.0.0.1:{{{port}+replica}}/v1");
-    let bench = Bench::new(&backend(vec![url], control, 2));
-    bench.fleet.set_target(2);
-    bench.until(|fleet| fleet.counts().starting == 2).await;
-    assert!(bench.fleet.acquire().is_none(), "traffic does not wait for a cold start");
-    bench.until_count(ReplicaState::Ready, 2).await;
+    let stage = Stage::new(&backend(vec![url], control, 2));
+    stage.fleet.set_target(2);
+    stage.until(|fleet| fleet.counts().starting == 2).await;
+    assert!(stage.fleet.acquire().is_none(), "traffic does not wait for a cold start");
+    stage.until_count(ReplicaState::Ready, 2).await;
     assert!(answers(port) && answers(port + 1));
-    let lease = bench.fleet.acquire().unwrap();
+    let lease = stage.fleet.acquire().unwrap();
     assert_eq!(lease.base_url, format!("http://127.0.0.1:{port}/v1"));
     drop(lease);
-    bench.clock.advance(Duration::from_mins(10));
-    bench.fleet.set_target(0);
-    bench.until_count(ReplicaState::Stopped, 2).await;
+    stage.clock.advance(Duration::from_mins(10));
+    stage.fleet.set_target(0);
+    stage.until_count(ReplicaState::Stopped, 2).await;
     assert!(!answers(port) && !answers(port + 1));
-    let ordered = bench.when(|kind| *kind == FleetEventKind::StartOrdered);
-    let stops: Duration = (bench.events.lock().unwrap().iter())
+    let ordered = stage.when(|kind| *kind == FleetEventKind::StartOrdered);
+    let stops: Duration = (stage.events.lock().unwrap().iter())
         .filter(|event| matches!(event.kind, FleetEventKind::Stopped { .. }))
         .map(|event| event.at.since(ordered))
         .sum();
-    bench.clock.advance(Duration::from_hours(1));
-    let rent = bench.fleet.accrue(bench.clock.now());
+    stage.clock.advance(Duration::from_hours(1));
+    let rent = stage.fleet.accrue(stage.clock.now());
     assert_eq!(u128::from(rent.replica_millis), stops.as_millis());
     // 3.60 USD an hour are 1,000 nano-dollars a millisecond.
     assert_eq!(rent.rent, NanoUsd::from_nanos(i64::try_from(stops.as_millis()).unwrap() * 1_000));
@@ -211,12 +155,12 @@ async fn a_command_that_orders_and_returns_is_told_of_its_replica_and_undone_by_
     let control =
         Control::Command { start: words(&["sh", script, "up"]), stop: words(&["sh", script, "down"]) };
     let urls = vec![format!("http://127.0.0.1:{port}/v1"), format!("http://127.0.0.1:{}/v1", port + 1)];
-    let bench = Bench::new(&backend(urls, control, 2));
-    bench.fleet.set_target(1);
-    bench.until_count(ReplicaState::Ready, 1).await;
-    bench.clock.advance(Duration::from_mins(2));
-    bench.fleet.set_target(0);
-    bench.until_count(ReplicaState::Stopped, 2).await;
+    let stage = Stage::new(&backend(urls, control, 2));
+    stage.fleet.set_target(1);
+    stage.until_count(ReplicaState::Ready, 1).await;
+    stage.clock.advance(Duration::from_mins(2));
+    stage.fleet.set_target(0);
+    stage.until_count(ReplicaState::Stopped, 2).await;
     let log = fs::read_to_string(directory.path().join("log")).unwrap();
     let url = format!("http://127.0.0.1:{port}/v1");
     assert_eq!(log, format!("up gpu 0 {url}\ndown gpu 0 {url}\n"));
@@ -229,39 +173,39 @@ async fn a_stop_before_the_minimum_is_deferred_and_a_call_in_flight_keeps_its_re
     let control = Control::Command { start: http_server(directory.path(), port), stop: Vec::new() };
     let mut backend = backend(vec![format!("http://127.0.0.1:{port}/v1")], control, 1);
     pool_of(&mut backend).minimum = Duration::from_hours(20);
-    let bench = Bench::new(&backend);
-    bench.fleet.set_target(1);
-    bench.until_count(ReplicaState::Ready, 1).await;
-    bench.fleet.set_target(0);
-    let early = bench.since_start();
-    bench.until(|_| bench.since_start() >= early + Duration::from_secs(30)).await;
-    let lease = bench.fleet.acquire().expect("it serves until its minimum is paid");
-    bench.clock.advance(Duration::from_hours(20));
-    bench.until_count(ReplicaState::Draining, 1).await;
-    assert_eq!(bench.fleet.availability(), Availability::NoReplica);
+    let stage = Stage::new(&backend);
+    stage.fleet.set_target(1);
+    stage.until_count(ReplicaState::Ready, 1).await;
+    stage.fleet.set_target(0);
+    let early = stage.since_start();
+    stage.until(|_| stage.since_start() >= early + Duration::from_secs(30)).await;
+    let lease = stage.fleet.acquire().expect("it serves until its minimum is paid");
+    stage.clock.advance(Duration::from_hours(20));
+    stage.until_count(ReplicaState::Draining, 1).await;
+    assert_eq!(stage.fleet.availability(), Availability::NoReplica);
     assert!(answers(port), "it is kept while a stream runs");
     drop(lease);
-    bench.until_count(ReplicaState::Stopped, 1).await;
+    stage.until_count(ReplicaState::Stopped, 1).await;
     assert!(!answers(port));
 }
 
 #[tokio::test]
 async fn a_start_that_fails_is_reported_paid_and_tried_again_with_longer_and_longer_pauses() {
     let control = Control::Command { start: words(&["false"]), stop: words(&["true"]) };
-    let bench = Bench::new(&backend(vec![format!("http://127.0.0.1:{}/v1", free_ports())], control, 1));
-    bench.fleet.set_target(1);
+    let stage = Stage::new(&backend(vec![format!("http://127.0.0.1:{}/v1", free_ports())], control, 1));
+    stage.fleet.set_target(1);
     let failures = |events: &[FleetEvent]| -> Vec<FleetEvent> {
         let failed = |event: &&FleetEvent| matches!(event.kind, FleetEventKind::StartFailed { .. });
         events.iter().filter(failed).cloned().collect()
     };
-    let events = Arc::clone(&bench.events);
-    bench
+    let events = Arc::clone(&stage.events);
+    stage
         .until(|fleet| {
             let failed_often = failures(&events.lock().unwrap()).len() == 3;
             failed_often && fleet.count(ReplicaState::Failed) == 1
         })
         .await;
-    let failures = failures(&bench.events.lock().unwrap());
+    let failures = failures(&stage.events.lock().unwrap());
     let pauses: Vec<_> = failures
         .iter()
         .map(|event| match &event.kind {
@@ -274,23 +218,23 @@ async fn a_start_that_fails_is_reported_paid_and_tried_again_with_longer_and_lon
         .collect();
     assert_eq!(pauses, [5, 10, 20]);
     assert!(failures.windows(2).all(|pair| pair[1].at.since(pair[0].at) >= Duration::from_secs(5)));
-    let paid: Duration = (bench.events.lock().unwrap().iter())
+    let paid: Duration = (stage.events.lock().unwrap().iter())
         .filter_map(|event| match event.kind {
             FleetEventKind::Stopped { ran_for } => Some(ran_for.max(Duration::from_mins(1))),
             _ => None,
         })
         .sum();
     assert!(paid >= Duration::from_mins(3), "each failed start pays the minimum");
-    assert_eq!(u128::from(bench.fleet.accrue(bench.clock.now()).replica_millis), paid.as_millis());
+    assert_eq!(u128::from(stage.fleet.accrue(stage.clock.now()).replica_millis), paid.as_millis());
 }
 
 #[tokio::test]
 async fn a_program_that_is_not_there_is_named() {
     let control = Control::Command { start: words(&["/nonexistent/gpu"]), stop: Vec::new() };
-    let bench = Bench::new(&backend(vec![format!("http://127.0.0.1:{}/v1", free_ports())], control, 1));
-    bench.fleet.set_target(1);
-    bench.until_count(ReplicaState::Failed, 1).await;
-    let sentences = bench.sentences().join("\n");
+    let stage = Stage::new(&backend(vec![format!("http://127.0.0.1:{}/v1", free_ports())], control, 1));
+    stage.fleet.set_target(1);
+    stage.until_count(ReplicaState::Failed, 1).await;
+    let sentences = stage.sentences().join("\n");
     assert!(sentences.contains("`/nonexistent/gpu` cannot be run: No such file"), "{sentences}");
 }
 
@@ -308,13 +252,13 @@ async fn at_our_exit_a_server_that_only_we_can_stop_is_stopped_and_another_is_le
         }
         let control = Control::Command { start, stop };
         let backend = backend(vec![format!("http://127.0.0.1:{port}/v1")], control, 1);
-        let bench = Bench::new(&backend);
-        bench.fleet.set_target(1);
-        bench.until_count(ReplicaState::Ready, 1).await;
-        tokio::time::timeout(DEADLINE, bench.fleet.release()).await.unwrap();
+        let stage = Stage::new(&backend);
+        stage.fleet.set_target(1);
+        stage.until_count(ReplicaState::Ready, 1).await;
+        tokio::time::timeout(DEADLINE, stage.fleet.release()).await.unwrap();
         assert_eq!(answers(port), !is_ours_alone);
         if !is_ours_alone {
-            let next = Bench::new(&backend);
+            let next = Stage::new(&backend);
             next.until_count(ReplicaState::Ready, 1).await;
             next.when(|kind| *kind == FleetEventKind::Adopted);
         }
@@ -369,11 +313,11 @@ async fn a_webhook_gets_signed_orders_and_a_repetition_has_the_same_idempotency_
     let control = Control::Webhook { url: format!("http://{hook}/scale"), secret: Some(secret.clone()) };
     let mut backend = backend(vec![format!("http://{server}/v1")], control, 1);
     pool_of(&mut backend).minimum = Duration::ZERO;
-    let bench = Bench::new(&backend);
-    bench.fleet.set_target(1);
-    bench.until_count(ReplicaState::Ready, 1).await;
-    bench.fleet.set_target(0);
-    bench.until_count(ReplicaState::Stopped, 1).await;
+    let stage = Stage::new(&backend);
+    stage.fleet.set_target(1);
+    stage.until_count(ReplicaState::Ready, 1).await;
+    stage.fleet.set_target(0);
+    stage.until_count(ReplicaState::Stopped, 1).await;
     let orders = orders.lock().unwrap();
     let bodies: Vec<_> =
         orders.iter().map(|(_, _, body)| String::from_utf8(body.to_vec()).unwrap()).collect();
@@ -391,7 +335,7 @@ async fn a_webhook_gets_signed_orders_and_a_repetition_has_the_same_idempotency_
         let header = headers[webhook::SIGNATURE_HEADER].to_str().unwrap();
         let seconds = header.strip_prefix("t=").unwrap().split(',').next().unwrap().parse().unwrap();
         assert_eq!(header, webhook::signature(&secret, Timestamp::from_secs(seconds), body));
-        assert!(Timestamp::from_secs(seconds) >= START && Timestamp::from_secs(seconds) <= bench.clock.now());
+        assert!(Timestamp::from_secs(seconds) >= START && Timestamp::from_secs(seconds) <= stage.clock.now());
     }
 }
 
@@ -401,12 +345,12 @@ async fn a_start_that_is_still_being_ordered_is_not_ordered_after_the_stop() {
     let control = Control::Webhook { url: format!("http://{hook}/"), secret: None };
     let mut backend = backend(vec![format!("http://127.0.0.1:{}/v1", free_ports())], control, 1);
     pool_of(&mut backend).minimum = Duration::ZERO;
-    let bench = Bench::new(&backend);
-    bench.fleet.set_target(1);
+    let stage = Stage::new(&backend);
+    stage.fleet.set_target(1);
     let seen = Arc::clone(&orders);
-    bench.until(|_| seen.lock().unwrap().len() == 1).await;
-    bench.fleet.set_target(0);
-    bench.until_count(ReplicaState::Stopped, 1).await;
+    stage.until(|_| seen.lock().unwrap().len() == 1).await;
+    stage.fleet.set_target(0);
+    stage.until_count(ReplicaState::Stopped, 1).await;
     let orders = orders.lock().unwrap();
     let is_stop = |body: &Bytes| body.windows(6).any(|window| window == b"\"stop\"");
     assert_eq!(orders.iter().map(|(_, _, body)| is_stop(body)).collect::<Vec<_>>(), [false, true]);
@@ -416,11 +360,11 @@ async fn a_start_that_is_still_being_ordered_is_not_ordered_after_the_stop() {
 async fn a_webhook_that_refuses_is_not_asked_again_at_once() {
     let (hook, orders) = serve(|_, _| (403, String::new())).await;
     let control = Control::Webhook { url: format!("http://{hook}/"), secret: None };
-    let bench = Bench::new(&backend(vec![format!("http://127.0.0.1:{}/v1", free_ports())], control, 1));
-    bench.fleet.set_target(1);
-    bench
+    let stage = Stage::new(&backend(vec![format!("http://127.0.0.1:{}/v1", free_ports())], control, 1));
+    stage.fleet.set_target(1);
+    stage
         .until(|_| {
-            bench.sentences().iter().any(|sentence| sentence.contains("answered 403; next try in 5 s"))
+            stage.sentences().iter().any(|sentence| sentence.contains("answered 403; next try in 5 s"))
         })
         .await;
     let starts = |(_, headers, body): &&(String, HeaderMap, Bytes)| {
@@ -437,17 +381,17 @@ async fn replicas_of_others_are_found_by_their_health_and_paid_while_they_answer
     let mut backend = backend(vec![format!("http://{server}/v1")], Control::None, 1);
     backend.health.path = Some("/health".to_owned());
     backend.api_key = Some(Secret::new("sk-gpu".to_owned()));
-    let bench = Bench::new(&backend);
-    assert_eq!(bench.fleet.availability(), Availability::NoReplica);
-    bench.until_count(ReplicaState::Ready, 1).await;
-    let appeared = bench.clock.now();
-    bench.until_count(ReplicaState::Failed, 1).await;
-    let lost = bench.clock.now();
-    bench.fleet.tick(lost);
-    let first = bench.fleet.accrue(lost);
+    let stage = Stage::new(&backend);
+    assert_eq!(stage.fleet.availability(), Availability::NoReplica);
+    stage.until_count(ReplicaState::Ready, 1).await;
+    let appeared = stage.clock.now();
+    stage.until_count(ReplicaState::Failed, 1).await;
+    let lost = stage.clock.now();
+    stage.fleet.tick(lost);
+    let first = stage.fleet.accrue(lost);
     assert_eq!(u128::from(first.replica_millis), lost.since(appeared).as_millis());
-    bench.until_count(ReplicaState::Ready, 1).await;
-    assert!(bench.fleet.acquire().is_some());
+    stage.until_count(ReplicaState::Ready, 1).await;
+    assert!(stage.fleet.acquire().is_some());
     let asked = asked.lock().unwrap();
     assert!(
         asked
@@ -467,10 +411,10 @@ async fn a_queue_inside_the_server_makes_the_fleet_full_before_it_is() {
     if let BackendKind::SelfHosted(own) = &mut backend.kind {
         own.metrics_url = Some("/metrics".to_owned());
     }
-    let bench = Bench::new(&backend);
-    bench.until(|fleet| fleet.availability() == Availability::Full).await;
-    assert!(bench.fleet.acquire().is_none());
-    assert_eq!(bench.fleet.snapshot()[0].waiting, Some(40));
+    let stage = Stage::new(&backend);
+    stage.until(|fleet| fleet.availability() == Availability::Full).await;
+    assert!(stage.fleet.acquire().is_none());
+    assert_eq!(stage.fleet.snapshot()[0].waiting, Some(40));
 }
 
 #[tokio::test]
@@ -478,13 +422,13 @@ async fn an_api_is_a_fleet_that_is_always_there_and_has_no_rent() {
     let mut backend = backend(vec!["https://api.openai.com/v1".to_owned()], Control::None, 1);
     backend.kind = BackendKind::Api;
     backend.health.path = None;
-    let bench = Bench::new(&backend);
-    let leases: Vec<_> = (0..1_000).map(|_| bench.fleet.acquire().unwrap()).collect();
-    assert_eq!(bench.fleet.in_flight(), 1_000);
+    let stage = Stage::new(&backend);
+    let leases: Vec<_> = (0..1_000).map(|_| stage.fleet.acquire().unwrap()).collect();
+    assert_eq!(stage.fleet.in_flight(), 1_000);
     drop(leases);
-    assert_eq!(bench.fleet.in_flight(), 0);
-    bench.clock.advance(Duration::from_hours(1));
-    assert_eq!(bench.fleet.accrue(bench.clock.now()).rent, NanoUsd::ZERO);
+    assert_eq!(stage.fleet.in_flight(), 0);
+    stage.clock.advance(Duration::from_hours(1));
+    assert_eq!(stage.fleet.accrue(stage.clock.now()).rent, NanoUsd::ZERO);
 }
 
 #[tokio::test]

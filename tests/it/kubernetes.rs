@@ -3,14 +3,13 @@
 //! The API server is the one of `support::cluster`: no `kube-apiserver` is in any package that CI could install. The
 //! client, the requests and the connections are real.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use breakeven::clock::Clock;
 use breakeven::config::{self, Backend, BackendKind, Config, Control};
 use breakeven::demo::{FakeBackend, Personality, Settings};
-use breakeven::economics::Timestamp;
-use breakeven::fleet::{Fleet, FleetEvent, Lookup, ReplicaState};
+use breakeven::fleet::{Fleet, Lookup, ReplicaState};
 use breakeven::upstream::pool::{Pool, PoolSettings};
 use bytes::Bytes;
 use http::{HeaderMap, Method};
@@ -18,61 +17,10 @@ use http_body_util::BodyExt;
 
 use crate::support::cluster::{Cluster, Fault, NAME, NAMESPACE};
 use crate::support::proxy::Proxy;
+use crate::support::stage::{START, Stage};
 use crate::support::{Http, chat};
 
-const DEADLINE: Duration = Duration::from_mins(1);
 const ROUTE: &str = "[routes.chat]\nmodels = ['m']\npolicy = 'self_hosted'\noffers = [{ backend = 'gpu' }]\n";
-const START: Timestamp = Timestamp::from_secs(1_700_000_000);
-
-/// A fleet, its clock and what it told. The clock stands still while requests are under way, and moves a second
-/// when nothing is.
-struct Bench {
-    fleet: Arc<Fleet>,
-    clock: Clock,
-    events: Arc<Mutex<Vec<FleetEvent>>>,
-}
-
-impl Bench {
-    fn new(cluster: &Cluster, base_url: &str, extra: &str, lookup: Lookup) -> Self {
-        let backend = backend(cluster, base_url, extra);
-        let clock = Clock::manual(START);
-        let events = Arc::new(Mutex::new(Vec::new()));
-        let heard = Arc::clone(&events);
-        let sink = Box::new(move |event| heard.lock().unwrap().push(event));
-        Self { fleet: Fleet::with_lookup(&backend, clock.clone(), sink, lookup), clock, events }
-    }
-
-    async fn until(&self, is_done: impl Fn(&Fleet) -> bool) {
-        let work = async {
-            loop {
-                self.fleet.tick(self.clock.now());
-                if is_done(&self.fleet) {
-                    return;
-                }
-                tokio::select! {
-                    () = self.fleet.changed() => {}
-                    // Nothing is under way when the fleet waits for the time alone.
-                    () = tokio::time::sleep(Duration::from_millis(20)) => {}
-                }
-                self.clock.advance(Duration::from_secs(1));
-            }
-        };
-        let outcome = tokio::time::timeout(DEADLINE, work).await;
-        assert!(outcome.is_ok(), "not reached: {:?}\n{:#?}", self.fleet.snapshot(), self.sentences());
-    }
-
-    async fn until_count(&self, state: ReplicaState, count: u32) {
-        self.until(|fleet| fleet.count(state) == count).await;
-    }
-
-    fn sentences(&self) -> Vec<String> {
-        self.events.lock().unwrap().iter().map(ToString::to_string).collect()
-    }
-
-    fn has_told(&self, what: &str) -> bool {
-        self.sentences().iter().any(|sentence| sentence.contains(what))
-    }
-}
 
 /// A backend as an owner writes it, with the cluster's kubeconfig.
 fn backend(cluster: &Cluster, base_url: &str, extra: &str) -> Backend {
@@ -97,9 +45,10 @@ fn parse(text: &str) -> Result<Config, breakeven::config::Problems> {
     config::parse(text, "test", &config::variable)
 }
 
-fn headless(cluster: &Cluster) -> Bench {
+fn headless(cluster: &Cluster) -> Stage {
     let url = format!("http://vllm.models.svc:{}/v1", cluster.pod_port);
-    Bench::new(cluster, &url, "addresses = 'dns'", cluster.dns())
+    let backend = backend(cluster, &url, "addresses = 'dns'");
+    Stage::with_lookup(&backend, cluster.dns())
 }
 
 fn no_dns() -> Lookup {
@@ -109,16 +58,16 @@ fn no_dns() -> Lookup {
 #[tokio::test]
 async fn a_deployment_is_scaled_up_and_down_by_its_count() {
     let cluster = Cluster::start("deployments").await;
-    let bench = headless(&cluster);
-    bench.fleet.set_target(2);
-    bench.until_count(ReplicaState::Ready, 2).await;
+    let stage = headless(&cluster);
+    stage.fleet.set_target(2);
+    stage.until_count(ReplicaState::Ready, 2).await;
     assert_eq!(cluster.spec(), 2);
-    let mut urls: Vec<_> = bench.fleet.snapshot().into_iter().map(|view| view.base_url).collect();
+    let mut urls: Vec<_> = stage.fleet.snapshot().into_iter().map(|view| view.base_url).collect();
     urls.sort();
     let ours: Vec<_> = cluster.pods().iter().map(|pod| format!("http://{pod}/v1")).collect();
     assert_eq!(urls[..2], ours);
-    bench.fleet.set_target(0);
-    bench.until_count(ReplicaState::Stopped, 3).await;
+    stage.fleet.set_target(0);
+    stage.until_count(ReplicaState::Stopped, 3).await;
     assert_eq!((cluster.spec(), cluster.pods().len()), (0, 0));
     // Written when it differed, and only then.
     assert_eq!(cluster.asked("patch deployments/scale"), 2, "{:?}", cluster.requests());
@@ -127,21 +76,21 @@ async fn a_deployment_is_scaled_up_and_down_by_its_count() {
 #[tokio::test]
 async fn the_drained_pod_is_the_one_that_goes_and_a_call_in_flight_keeps_its_own() {
     let cluster = Cluster::start("deployments").await;
-    let bench = headless(&cluster);
-    bench.fleet.set_target(1);
-    bench.until_count(ReplicaState::Ready, 1).await;
-    bench.clock.advance(Duration::from_secs(1));
-    bench.fleet.set_target(2);
-    bench.until_count(ReplicaState::Ready, 2).await;
-    let leases = [(); 2].map(|()| bench.fleet.acquire().unwrap());
-    bench.fleet.set_target(1);
-    bench.until_count(ReplicaState::Draining, 1).await;
-    let started = bench.clock.now();
-    bench.until(|_| bench.clock.now().since(started) > Duration::from_mins(1)).await;
+    let stage = headless(&cluster);
+    stage.fleet.set_target(1);
+    stage.until_count(ReplicaState::Ready, 1).await;
+    stage.clock.advance(Duration::from_secs(1));
+    stage.fleet.set_target(2);
+    stage.until_count(ReplicaState::Ready, 2).await;
+    let leases = [(); 2].map(|()| stage.fleet.acquire().unwrap());
+    stage.fleet.set_target(1);
+    stage.until_count(ReplicaState::Draining, 1).await;
+    let started = stage.clock.now();
+    stage.until(|_| stage.clock.now().since(started) > Duration::from_mins(1)).await;
     assert_eq!((cluster.spec(), cluster.pods().len()), (2, 2), "the stream holds its pod");
     let stays = leases.iter().find(|lease| lease.state() == ReplicaState::Ready).unwrap().address();
     drop(leases);
-    bench.until_count(ReplicaState::Stopped, 2).await;
+    stage.until_count(ReplicaState::Stopped, 2).await;
     assert_eq!(cluster.pods(), Vec::from_iter(stays));
     assert_eq!(cluster.asked("patch pods"), 1, "{:?}", cluster.requests());
 }
@@ -151,19 +100,19 @@ async fn conflicts_busy_servers_and_errors_are_tried_again_and_a_pod_that_cannot
     let cluster = Cluster::start("deployments").await;
     cluster.fail_next(&[Fault::TooManyRequests, Fault::Internal, Fault::Overtaken, Fault::Overtaken]);
     cluster.forbid("list pods");
-    let bench = headless(&cluster);
-    bench.fleet.set_target(2);
-    bench.until_count(ReplicaState::Ready, 2).await;
+    let stage = headless(&cluster);
+    stage.fleet.set_target(2);
+    stage.until_count(ReplicaState::Ready, 2).await;
     // Two that were overtaken, and the one that was not.
     assert_eq!(cluster.asked("patch deployments/scale 2"), 3, "{:?}", cluster.requests());
-    bench.fleet.set_target(1);
-    bench.until_count(ReplicaState::Stopped, 2).await;
+    stage.fleet.set_target(1);
+    stage.until_count(ReplicaState::Stopped, 2).await;
     assert_eq!((cluster.spec(), cluster.asked("list pods")), (1, 1));
-    bench.until_count(ReplicaState::Ready, 1).await;
+    stage.until_count(ReplicaState::Ready, 1).await;
     assert!(
-        bench.events.lock().unwrap().iter().all(|event| !event.kind.is_trouble()),
+        stage.events.lock().unwrap().iter().all(|event| !event.kind.is_trouble()),
         "{:?}",
-        bench.sentences()
+        stage.sentences()
     );
 }
 
@@ -171,48 +120,48 @@ async fn conflicts_busy_servers_and_errors_are_tried_again_and_a_pod_that_cannot
 async fn a_role_that_lacks_a_right_is_named_the_start_is_tried_again_and_its_rent_is_counted() {
     let cluster = Cluster::start("deployments").await;
     cluster.forbid("patch deployments/scale");
-    let bench = headless(&cluster);
-    bench.fleet.set_target(1);
+    let stage = headless(&cluster);
+    stage.fleet.set_target(1);
     let wanted =
         "did not start: the role lacks `get` or `patch` on `deployments/scale` in namespace `models` (403)";
-    bench.until(|_| bench.has_told(wanted)).await;
+    stage.until(|_| stage.has_told(wanted)).await;
     assert_eq!(cluster.asked("patch deployments/scale"), 1, "a refusal is not repeated at once");
-    bench.until(|_| cluster.asked("patch deployments/scale") >= 3).await;
-    let refused = bench.clock.now().since(START);
+    stage.until(|_| cluster.asked("patch deployments/scale") >= 3).await;
+    let refused = stage.clock.now().since(START);
     assert!(refused >= Duration::from_secs(5 + 10), "pauses of 5 s and 10 s, after {refused:?}");
     cluster.grant_all();
-    bench.until_count(ReplicaState::Ready, 1).await;
-    assert!(bench.fleet.accrue(bench.clock.now()).replica_millis > 0);
+    stage.until_count(ReplicaState::Ready, 1).await;
+    assert!(stage.fleet.accrue(stage.clock.now()).replica_millis > 0);
 }
 
 #[tokio::test]
 async fn a_workload_that_is_not_there_is_named() {
     let cluster = Cluster::start("statefulsets").await;
-    let bench = headless(&cluster);
-    bench.fleet.set_target(1);
-    bench.until(|_| bench.has_told("namespace `models` has no `deployments/vllm` with a scale (404)")).await;
-    assert_eq!(bench.fleet.count(ReplicaState::Starting), 0, "nothing is begun before the count is known");
+    let stage = headless(&cluster);
+    stage.fleet.set_target(1);
+    stage.until(|_| stage.has_told("namespace `models` has no `deployments/vllm` with a scale (404)")).await;
+    assert_eq!(stage.fleet.count(ReplicaState::Starting), 0, "nothing is begun before the count is known");
 }
 
 #[tokio::test]
 async fn of_a_stateful_set_the_highest_pod_goes_first() {
     let cluster = Cluster::start("statefulsets").await;
     let url = format!("http://127.0.1.{{1+replica}}:{}/v1", cluster.pod_port);
-    let bench = Bench::new(&cluster, &url, "", no_dns());
-    bench.fleet.set_target(3);
-    bench.until_count(ReplicaState::Ready, 3).await;
-    let leases = [(); 3].map(|()| bench.fleet.acquire().unwrap());
-    bench.fleet.set_target(1);
-    bench.until_count(ReplicaState::Draining, 2).await;
+    let stage = Stage::with_lookup(&backend(&cluster, &url, ""), no_dns());
+    stage.fleet.set_target(3);
+    stage.until_count(ReplicaState::Ready, 3).await;
+    let leases = [(); 3].map(|()| stage.fleet.acquire().unwrap());
+    stage.fleet.set_target(1);
+    stage.until_count(ReplicaState::Draining, 2).await;
     let [_first, second, third] = leases;
     drop(second);
-    let started = bench.clock.now();
-    bench.until(|_| bench.clock.now().since(started) > Duration::from_mins(1)).await;
+    let started = stage.clock.now();
+    stage.until(|_| stage.clock.now().since(started) > Duration::from_mins(1)).await;
     assert_eq!(cluster.spec(), 3, "the second waits for the third");
     drop(third);
-    bench.until_count(ReplicaState::Stopped, 2).await;
+    stage.until_count(ReplicaState::Stopped, 2).await;
     assert_eq!((cluster.spec(), cluster.pods().len()), (1, 1));
-    assert_eq!(bench.fleet.replicas()[0].state(), ReplicaState::Ready);
+    assert_eq!(stage.fleet.replicas()[0].state(), ReplicaState::Ready);
     assert_eq!(cluster.asked("list pods"), 0);
 }
 
@@ -220,14 +169,14 @@ async fn of_a_stateful_set_the_highest_pod_goes_first() {
 async fn pods_that_start_already_are_taken_over_and_a_count_changed_by_hand_is_put_right() {
     let cluster = Cluster::start("deployments").await;
     cluster.scale_by_hand(2);
-    let bench = headless(&cluster);
-    bench.until_count(ReplicaState::Ready, 2).await;
-    bench.fleet.set_target(2);
-    bench.until(|_| cluster.asked("get deployments/scale") > 0).await;
+    let stage = headless(&cluster);
+    stage.until_count(ReplicaState::Ready, 2).await;
+    stage.fleet.set_target(2);
+    stage.until(|_| cluster.asked("get deployments/scale") > 0).await;
     cluster.scale_by_hand(3);
-    bench.until(|_| cluster.spec() == 2).await;
+    stage.until(|_| cluster.spec() == 2).await;
     assert_eq!(cluster.asked("patch deployments/scale"), 1, "{:?}", cluster.requests());
-    bench.until_count(ReplicaState::Ready, 2).await;
+    stage.until_count(ReplicaState::Ready, 2).await;
 }
 
 #[tokio::test]
@@ -239,15 +188,15 @@ async fn what_others_scale_is_found_by_dns_and_left_when_it_is_gone() {
     own.control = Control::None;
     let clock = Clock::manual(START);
     let fleet = Fleet::with_lookup(&backend, clock.clone(), Box::new(|_| {}), cluster.dns());
-    let bench = Bench { fleet, clock, events: Arc::default() };
+    let stage = Stage { fleet, clock, events: Arc::default() };
     cluster.scale_by_hand(3);
-    bench.until_count(ReplicaState::Ready, 3).await;
-    let stream = bench.fleet.acquire().unwrap();
+    stage.until_count(ReplicaState::Ready, 3).await;
+    let stream = stage.fleet.acquire().unwrap();
     cluster.scale_by_hand(1);
     let addresses =
         |fleet: &Fleet| fleet.replicas().iter().filter_map(|replica| replica.address()).collect::<Vec<_>>();
-    bench.until(|fleet| addresses(fleet) == cluster.pods()).await;
-    bench.until_count(ReplicaState::Ready, 1).await;
+    stage.until(|fleet| addresses(fleet) == cluster.pods()).await;
+    stage.until_count(ReplicaState::Ready, 1).await;
     drop(stream);
     assert_eq!(cluster.requests(), Vec::<String>::new(), "somebody else scales it");
 }

@@ -4,6 +4,7 @@ pub(crate) mod cluster;
 pub(crate) mod postgres;
 pub(crate) mod proxy;
 pub(crate) mod redis;
+pub(crate) mod stage;
 
 use std::io::Write as _;
 

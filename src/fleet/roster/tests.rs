@@ -8,9 +8,9 @@ use crate::economics::Capacity;
 use crate::fleet::replica::{ReplicaState, acquire};
 use crate::health::Circuit;
 
-const START: Timestamp = Timestamp::from_secs(1_700_000_000);
+pub(super) const START: Timestamp = Timestamp::from_secs(1_700_000_000);
 
-fn at(seconds: u64) -> Timestamp {
+pub(super) fn at(seconds: u64) -> Timestamp {
     START + Duration::from_secs(seconds)
 }
 
@@ -30,7 +30,7 @@ fn pool(max_replicas: u32) -> PoolSpec {
     }
 }
 
-fn rules(max_replicas: u32) -> Rules {
+pub(super) fn rules(max_replicas: u32) -> Rules {
     Rules {
         pool: pool(max_replicas),
         owner: Owner::Us { can_stop_strangers: true },

@@ -13,7 +13,7 @@ use super::{metric, scale};
 use crate::support::proxy::Proxy;
 use crate::support::{Events, Http, chat, data, read, with};
 
-const MODEL: &str = "gpt-4o-mini";
+pub(super) const MODEL: &str = "gpt-4o-mini";
 const CLIENTS: usize = 32;
 /// Shares of a hundred requests: 5 errors, 5 refusals, 2 resets before and 2 within the answer, 1 stall.
 pub(super) const SHARE: f64 = 0.15;
@@ -58,12 +58,9 @@ async fn call(http: &Http, number: usize, seen: &Seen) {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_failure_of_the_api_that_a_failover_avoids_is_seen_and_every_call_has_one_row() {
-    let calls = scale("BREAKEVEN_CHAOS_CALLS", 1_000);
-    let api = FakeBackend::start(Personality::OpenAi, Settings::default()).await.unwrap();
-    let own = FakeBackend::start(Personality::Vllm, Settings::default()).await.unwrap();
-    let config = format!(
+/// The configuration of an API that fails and a self-hosted backend that does not; the API is preferred.
+pub(super) fn unreliable(api: &FakeBackend, own: &FakeBackend) -> String {
+    format!(
         r#"
         [backends.openai]
         kind = "api"
@@ -83,7 +80,15 @@ async fn no_failure_of_the_api_that_a_failover_avoids_is_seen_and_every_call_has
         "#,
         api.url(),
         own.url()
-    );
+    )
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_failure_of_the_api_that_a_failover_avoids_is_seen_and_every_call_has_one_row() {
+    let calls = scale("BREAKEVEN_CHAOS_CALLS", 1_000);
+    let api = FakeBackend::start(Personality::OpenAi, Settings::default()).await.unwrap();
+    let own = FakeBackend::start(Personality::Vllm, Settings::default()).await.unwrap();
+    let config = unreliable(&api, &own);
     let proxy = Proxy::start(&config).await.ready().await;
     let seed = fastrand::u64(..);
     api.set(|settings| settings.chaos = Some(Chaos { seed, probability: SHARE, faults: faults() }));

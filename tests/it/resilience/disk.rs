@@ -11,12 +11,11 @@ use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use super::chaos::{SHARE, faults};
+use super::chaos::{MODEL, SHARE, faults, unreliable};
 use super::{LEDGER, Served, metric, scale};
 use crate::durability::SmallDisk;
 use crate::support::{Events, Http, chat, data, read, with};
 
-const MODEL: &str = "gpt-4o-mini";
 const CLIENTS: usize = 12;
 const LONG: Duration = Duration::from_secs(30);
 
@@ -156,27 +155,7 @@ async fn serve_before_chaos(
     folder: tempfile::TempDir,
     when: &str,
 ) -> Served {
-    let config = format!(
-        r#"when_unavailable = "{when}"
-        [backends.openai]
-        kind = "api"
-        base_url = "{}"
-        timeouts = {{ first_byte = "500ms", between_bytes = "500ms" }}
-        circuit = {{ failures = 5, open_for = "50ms" }}
-        [backends.gpu]
-        kind = "self_hosted"
-        base_url = "{}"
-        hourly_usd = 2.99
-        billing = "committed"
-        capacity = {{ input_tokens_per_second = 150000, output_tokens_per_second = 100000, max_in_flight = 64 }}
-        [routes.chat]
-        models = ["{MODEL}"]
-        policy = "api"
-        offers = [{{ backend = "openai" }}, {{ backend = "gpu", model = "llama" }}]
-        "#,
-        api.url(),
-        own.url()
-    );
+    let config = format!("when_unavailable = \"{when}\"\n{}", unreliable(api, own));
     let served = Served::start_in(folder, "", &config, &[]).await;
     let admin = Http::new(&served.admin_url());
     let serves = async {

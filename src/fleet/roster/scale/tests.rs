@@ -5,44 +5,25 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
+use super::super::tests::{START, at, rules as unscaled};
 use super::super::{Rules, Slot};
 use super::*;
 use crate::config;
-use crate::economics::{Billing, Capacity, NanoUsd, PoolSpec};
+use crate::economics::{NanoUsd, PoolSpec};
 use crate::fleet::order::Report;
 use crate::fleet::replica::{Replica, ReplicaState, acquire};
 use crate::health::{Circuit, Probe};
 
-const START: Timestamp = Timestamp::from_secs(1_700_000_000);
 const BOOT: Duration = Duration::from_secs(20);
 const MAX: u32 = 4;
 
-fn at(seconds: u64) -> Timestamp {
-    START + Duration::from_secs(seconds)
-}
-
 fn rules(stops_highest: bool) -> Rules {
+    let rules = unscaled(MAX);
     Rules {
-        pool: PoolSpec {
-            hourly: "3.6".parse().unwrap(),
-            billing: Billing::WhileRunning,
-            request_fee: NanoUsd::ZERO,
-            capacity: Capacity {
-                input_tokens_per_second: 15_000,
-                output_tokens_per_second: 10_000,
-                max_in_flight: 4,
-            },
-            startup: Duration::from_secs(30),
-            minimum: Duration::ZERO,
-            max_replicas: MAX,
-        },
+        pool: PoolSpec { minimum: Duration::ZERO, ..rules.pool },
         owner: Owner::Scale { stops_highest },
-        probe_every: Some(Duration::from_secs(5)),
-        probe_failures: 3,
-        longest_call: Duration::from_mins(10),
-        one_address: false,
         is_resolved: !stops_highest,
-        queue_every: None,
+        ..rules
     }
 }
 
