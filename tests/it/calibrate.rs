@@ -47,7 +47,10 @@ async fn the_rate_and_the_slots_of_a_known_server_are_found() {
         ..Settings::default()
     };
     let server = FakeBackend::start(Personality::Vllm, settings).await.unwrap();
-    let output = calibrate(&server, &["--backend", "gpu", "--format", "json", "--slo-tpot", "100ms"]).await;
+    // Whoever waits in line has a first token after 665 ms at the soonest, however noisy the rates are.
+    let objectives = ["--slo-tpot", "100ms", "--slo-ttft", "600ms"];
+    let output =
+        calibrate(&server, &[&["--backend", "gpu", "--format", "json"], &objectives[..]].concat()).await;
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let found: Value = serde_json::from_slice(&output.stdout).unwrap();
     let capacity = &found["capacity"];

@@ -7,16 +7,10 @@ use http::StatusCode;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::{Child, Command};
 
-use crate::support::{Http, chat};
-
-/// Free ports of the loopback, for a process that must be told its own.
-fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
-}
+use crate::support::{Http, chat, free_address};
 
 fn demo(arguments: &[&str]) -> (Child, String, String) {
-    let (listen, admin) = (format!("127.0.0.1:{}", free_port()), format!("127.0.0.1:{}", free_port()));
+    let (listen, admin) = (free_address().to_string(), free_address().to_string());
     let child = Command::new(env!("CARGO_BIN_EXE_breakeven"))
         .arg("demo")
         .args(arguments)

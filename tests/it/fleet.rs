@@ -3,9 +3,8 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fs;
-use std::net::{SocketAddr, TcpListener as StdListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -23,6 +22,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::sync::watch;
 
+use crate::support::free_ports;
 use crate::support::stage::{DEADLINE, START, Stage};
 
 fn backend(base_urls: Vec<String>, control: Control, max_replicas: u32) -> Backend {
@@ -88,20 +88,6 @@ fn http_server(directory: &Path, port: u16) -> Vec<String> {
     words(&[&["timeout", "120"], &server[..]].concat())
 }
 
-/// The first of two neighbouring ports that are free. They are outside the range from which the system takes
-/// the ports of connections, so that none of those gets in between.
-fn free_ports() -> u16 {
-    static TRIED: AtomicU16 = AtomicU16::new(0);
-    let base = 20_000 + u16::try_from(std::process::id() % 500).unwrap() * 20;
-    loop {
-        let port = base + 2 * TRIED.fetch_add(1, Ordering::SeqCst);
-        let is_free = |port| StdListener::bind(("127.0.0.1", port)).is_ok();
-        if is_free(port) && is_free(port + 1) {
-            return port;
-        }
-    }
-}
-
 fn answers(port: u16) -> bool {
     TcpStream::connect(("127.0.0.1", port)).is_ok()
 }
@@ -109,7 +95,7 @@ fn answers(port: u16) -> bool {
 #[tokio::test]
 async fn a_server_in_the_foreground_is_started_used_and_stopped_and_its_rent_is_its_lifetime() {
     let directory = tempfile::tempdir().unwrap();
-    let port = free_ports();
+    let port = free_ports(2);
     let control = Control::Command { start: http_server(directory.path(), port), stop: Vec::new() };
     let url = format!("http://127.0.0.1:{{{port}+replica}}/v1");
     let stage = Stage::new(&backend(vec![url], control, 2));
@@ -140,7 +126,7 @@ async fn a_server_in_the_foreground_is_started_used_and_stopped_and_its_rent_is_
 #[tokio::test]
 async fn a_command_that_orders_and_returns_is_told_of_its_replica_and_undone_by_the_stop_command() {
     let directory = tempfile::tempdir().unwrap();
-    let port = free_ports();
+    let port = free_ports(2);
     let script = directory.path().join("gpu");
     let python =
         format!("python3 -m http.server --bind 127.0.0.1 --directory . $(({port} + BREAKEVEN_REPLICA))");
@@ -169,7 +155,7 @@ async fn a_command_that_orders_and_returns_is_told_of_its_replica_and_undone_by_
 #[tokio::test]
 async fn a_stop_before_the_minimum_is_deferred_and_a_call_in_flight_keeps_its_replica() {
     let directory = tempfile::tempdir().unwrap();
-    let port = free_ports();
+    let port = free_ports(2);
     let control = Control::Command { start: http_server(directory.path(), port), stop: Vec::new() };
     let mut backend = backend(vec![format!("http://127.0.0.1:{port}/v1")], control, 1);
     pool_of(&mut backend).minimum = Duration::from_hours(20);
@@ -192,7 +178,7 @@ async fn a_stop_before_the_minimum_is_deferred_and_a_call_in_flight_keeps_its_re
 #[tokio::test]
 async fn a_start_that_fails_is_reported_paid_and_tried_again_with_longer_and_longer_pauses() {
     let control = Control::Command { start: words(&["false"]), stop: words(&["true"]) };
-    let stage = Stage::new(&backend(vec![format!("http://127.0.0.1:{}/v1", free_ports())], control, 1));
+    let stage = Stage::new(&backend(vec![format!("http://127.0.0.1:{}/v1", free_ports(2))], control, 1));
     stage.fleet.set_target(1);
     let failures = |events: &[FleetEvent]| -> Vec<FleetEvent> {
         let failed = |event: &&FleetEvent| matches!(event.kind, FleetEventKind::StartFailed { .. });
@@ -231,7 +217,7 @@ async fn a_start_that_fails_is_reported_paid_and_tried_again_with_longer_and_lon
 #[tokio::test]
 async fn a_program_that_is_not_there_is_named() {
     let control = Control::Command { start: words(&["/nonexistent/gpu"]), stop: Vec::new() };
-    let stage = Stage::new(&backend(vec![format!("http://127.0.0.1:{}/v1", free_ports())], control, 1));
+    let stage = Stage::new(&backend(vec![format!("http://127.0.0.1:{}/v1", free_ports(2))], control, 1));
     stage.fleet.set_target(1);
     stage.until_count(ReplicaState::Failed, 1).await;
     let sentences = stage.sentences().join("\n");
@@ -242,7 +228,7 @@ async fn a_program_that_is_not_there_is_named() {
 async fn at_our_exit_a_server_that_only_we_can_stop_is_stopped_and_another_is_left_and_found_again() {
     for stop in [Vec::new(), words(&["true"])] {
         let directory = tempfile::tempdir().unwrap();
-        let port = free_ports();
+        let port = free_ports(2);
         let is_ours_alone = stop.is_empty();
         let mut start = http_server(directory.path(), port);
         if !is_ours_alone {
@@ -343,7 +329,7 @@ async fn a_webhook_gets_signed_orders_and_a_repetition_has_the_same_idempotency_
 async fn a_start_that_is_still_being_ordered_is_not_ordered_after_the_stop() {
     let (hook, orders) = serve(|before, _| (if before == 0 { 503 } else { 202 }, String::new())).await;
     let control = Control::Webhook { url: format!("http://{hook}/"), secret: None };
-    let mut backend = backend(vec![format!("http://127.0.0.1:{}/v1", free_ports())], control, 1);
+    let mut backend = backend(vec![format!("http://127.0.0.1:{}/v1", free_ports(2))], control, 1);
     pool_of(&mut backend).minimum = Duration::ZERO;
     let stage = Stage::new(&backend);
     stage.fleet.set_target(1);
@@ -360,7 +346,7 @@ async fn a_start_that_is_still_being_ordered_is_not_ordered_after_the_stop() {
 async fn a_webhook_that_refuses_is_not_asked_again_at_once() {
     let (hook, orders) = serve(|_, _| (403, String::new())).await;
     let control = Control::Webhook { url: format!("http://{hook}/"), secret: None };
-    let stage = Stage::new(&backend(vec![format!("http://127.0.0.1:{}/v1", free_ports())], control, 1));
+    let stage = Stage::new(&backend(vec![format!("http://127.0.0.1:{}/v1", free_ports(2))], control, 1));
     stage.fleet.set_target(1);
     stage
         .until(|_| {
@@ -434,7 +420,7 @@ async fn an_api_is_a_fleet_that_is_always_there_and_has_no_rent() {
 #[tokio::test]
 async fn the_loop_follows_the_target_by_itself_and_ends_when_told() {
     let directory = tempfile::tempdir().unwrap();
-    let port = free_ports();
+    let port = free_ports(2);
     let control = Control::Command { start: http_server(directory.path(), port), stop: Vec::new() };
     let mut backend = backend(vec![format!("http://127.0.0.1:{port}/v1")], control, 1);
     pool_of(&mut backend).minimum = Duration::ZERO;

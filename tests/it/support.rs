@@ -7,6 +7,8 @@ pub(crate) mod redis;
 pub(crate) mod stage;
 
 use std::io::Write as _;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use bytes::{Buf, Bytes};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
@@ -36,9 +38,24 @@ pub(crate) fn lacks(package: &str) {
     writeln!(shown, "not tested here: install the package `{package}`").unwrap();
 }
 
-/// Free ports of the loopback, for a process that must be told its own.
-pub(crate) fn free_address() -> std::net::SocketAddr {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+/// The first of so many neighbouring ports of the loopback that are free, for a process that must be told its own. They
+/// are below the range from which the system takes the ports of connections, so that none of those gets in between.
+pub(crate) fn free_ports(count: u16) -> u16 {
+    const RANGE: std::ops::Range<u16> = 10_000..30_000;
+    static TAKEN: AtomicU16 = AtomicU16::new(0);
+    // Processes that run at the same time begin far from each other.
+    let start = u16::try_from(std::process::id() % 200).unwrap() * 100;
+    loop {
+        let taken = TAKEN.fetch_add(count, Ordering::Relaxed);
+        let first = RANGE.start + start.wrapping_add(taken) % (RANGE.end - RANGE.start);
+        if (first..first + count).all(|port| TcpListener::bind(("127.0.0.1", port)).is_ok()) {
+            return first;
+        }
+    }
+}
+
+pub(crate) fn free_address() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], free_ports(1)))
 }
 
 /// A client that adds nothing to a request and decodes nothing of an answer.

@@ -86,7 +86,6 @@ async fn a_thousand_clients_that_hang_up_leave_a_thousand_rows_and_pay_for_what_
     assert!(cancelled > 900, "{cancelled}");
     let made: u64 = produced.iter().map(|one| one.usage.output_tokens).sum();
     let booked: u64 = entries.iter().map(|entry| entry.usage.output_tokens).sum();
-    assert!(booked.abs_diff(made) * 100 <= made * 3, "{booked} booked, {made} made, seed {seed}");
     let read: u64 = produced.iter().map(|one| one.usage.input_tokens).sum();
     assert_eq!(entries.iter().map(|entry| entry.usage.input_tokens).sum::<u64>(), read);
 
@@ -100,8 +99,12 @@ async fn a_thousand_clients_that_hang_up_leave_a_thousand_rows_and_pay_for_what_
     let mut late: Vec<Duration> = produced.iter().filter_map(late).collect();
     drop(stop);
     let (p99, machine) = (p99(&mut late), machine.await.unwrap());
+    // What is made while the machine is late is made after the client has gone, and seen by nobody.
+    let unseen = u64::try_from((HAND_OVERS * machine).as_millis()).unwrap() * CLIENTS
+        / u64::try_from(PER_TOKEN.as_millis()).unwrap();
     let said =
         format!("{} aborts, p99 {p99:?}, a timer's {machine:?}; {booked} booked, {made} made", late.len());
     println!("{said}, median {:?}", late[late.len() / 2]);
+    assert!(booked.abs_diff(made) <= made * 3 / 100 + unseen, "{said}, seed {seed}");
     assert!(late.len() > 900 && p99 <= PROMPT + HAND_OVERS * machine, "{said}, seed {seed}");
 }

@@ -350,7 +350,6 @@ const ONE_SECOND: &str = "header_timeout = \"1s\"\nidle_timeout = \"1s\"";
 async fn malformed_frames_and_heads_are_refused_and_reach_nobody() {
     let api = FakeBackend::start(Personality::OpenAi, Settings::default()).await.unwrap();
     let proxy = proxy_before(&api, IMPATIENT).await;
-    let http = Http::new(&proxy.url());
     let cases: Vec<Case> = [bad_heads(), bad_blocks(), bad_frames()].into_iter().flatten().collect();
     let mut wrong = Vec::new();
     for case in &cases {
@@ -362,7 +361,8 @@ async fn malformed_frames_and_heads_are_refused_and_reach_nobody() {
         if ending == Ending::Answered(200) || calls > 0 {
             wrong.push(format!("{}: {ending:?}, {calls} calls upstream", case.name));
         }
-        let reply = http.post("/chat/completions", &chat(MODEL)).await;
+        // On a connection of its own, which cannot be closed for idleness under it.
+        let reply = Http::new(&proxy.url()).post("/chat/completions", &chat(MODEL)).await;
         assert_eq!(reply.status, 200, "the next one after {}", case.name);
     }
     eprintln!("{} cases of HTTP/2", cases.len());

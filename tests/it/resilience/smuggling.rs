@@ -259,7 +259,6 @@ async fn proxy_before(api: &FakeBackend) -> Proxy {
 async fn a_malformed_request_is_refused_or_closed_and_never_becomes_two() {
     let api = FakeBackend::start(Personality::OpenAi, Settings::default()).await.unwrap();
     let proxy = proxy_before(&api).await;
-    let http = Http::new(&proxy.url());
     let cases = cases();
     assert!(cases.len() >= 60, "{}", cases.len());
     let mut wrong = Vec::new();
@@ -274,7 +273,8 @@ async fn a_malformed_request_is_refused_or_closed_and_never_becomes_two() {
         if calls > case.calls || !answers_fit {
             wrong.push(format!("{}: answered {statuses:?}, {calls} calls upstream", case.name));
         }
-        let reply = http.post("/chat/completions", &chat("gpt-4o-mini")).await;
+        // On a connection of its own, which cannot be closed for idleness under it.
+        let reply = Http::new(&proxy.url()).post("/chat/completions", &chat("gpt-4o-mini")).await;
         assert_eq!(reply.status, 200, "the next one after {}", case.name);
         seen = api.requests().len();
     }

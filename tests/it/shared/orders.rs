@@ -9,7 +9,7 @@ use http::StatusCode;
 use serde_json::json;
 
 use super::process::{Peer, check_one_holder_at_a_time, held};
-use super::until;
+use super::{patience, until};
 use crate::support::redis::Redis;
 use crate::support::{Events, Http, chat, needs, with};
 
@@ -83,13 +83,16 @@ async fn one_proxy_orders_a_replica_and_when_it_is_killed_another_does_within_te
     peers[first].kill().await;
     let killed = Stopwatch::start();
     let other = peers[1 - first].id();
-    until("the other orders it", TAKEOVER, async || (starters(&orders) == [id, other]).then_some(())).await;
+    until("the other orders it", patience(TAKEOVER), async || {
+        (starters(&orders) == [id, other]).then_some(())
+    })
+    .await;
     eprintln!("the other ordered the replica {:?} after the kill", killed.elapsed());
     peers[first].up().await;
     peers[first].pin("gpu", "gpu").await;
     peers[1 - first].end().await;
     let again = peers[first].id();
-    until("what is given back is taken", TAKEOVER, async || {
+    until("what is given back is taken", patience(TAKEOVER), async || {
         (starters(&orders) == [id, other, again]).then_some(())
     })
     .await;

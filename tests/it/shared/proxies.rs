@@ -8,7 +8,7 @@ use breakeven::economics::NanoUsd;
 use http::StatusCode;
 use serde_json::json;
 
-use super::until;
+use super::{patience, until};
 use crate::support::proxy::Proxy;
 use crate::support::redis::Redis;
 use crate::support::{Http, Reply, chat, needs, with};
@@ -102,7 +102,7 @@ fn volume(proxy: &Proxy) -> (u64, f64) {
 }
 
 async fn all_see(proxies: &[Proxy], truth: u64) {
-    until(&format!("everybody sees {truth} calls"), KNOWN_WITHIN * 2, async || {
+    until(&format!("everybody sees {truth} calls"), patience(KNOWN_WITHIN), async || {
         proxies.iter().all(|proxy| volume(proxy).0 == truth).then_some(())
     })
     .await;
@@ -192,7 +192,9 @@ async fn a_budget_is_spent_by_all_together_and_overspent_by_one_call_each_at_mos
     assert!(spent <= limit + dearest + dearest + dearest, "{spent} of {limit} was spent");
     for proxy in &proxies {
         let state = || proxy.running.gateway.keys.states(proxy.running.gateway.now())[0].spent;
-        until("its state shows what all have spent", KNOWN_WITHIN, async || (state() == spent).then_some(()))
-            .await;
+        until("its state shows what all have spent", patience(KNOWN_WITHIN), async || {
+            (state() == spent).then_some(())
+        })
+        .await;
     }
 }

@@ -13,7 +13,7 @@ use serde_json::json;
 use tokio::task::JoinSet;
 
 use super::process::{Peer, check_one_holder_at_a_time, held, ids, now};
-use super::{soon, until};
+use super::{long_run, patience, soon, until};
 use crate::support::postgres::Postgres;
 use crate::support::redis::Redis;
 use crate::support::{Http, chat, needs, with};
@@ -121,7 +121,7 @@ impl Accuracy {
             let is_close = close.await.is_some();
             assert!(is_close, "{}: it sees {volume} calls of {ended} after {:?}", self.when, began.elapsed());
         }
-        if self.patience == KNOWN_WITHIN {
+        if self.patience == patience(KNOWN_WITHIN) {
             self.looks += 1;
             self.slowest = self.slowest.max(began.elapsed());
         }
@@ -132,7 +132,7 @@ impl Accuracy {
         (self.when, self.patience) = (when, PATIENCE);
         let began = Stopwatch::start();
         self.look(peers, seen).await;
-        self.patience = KNOWN_WITHIN;
+        self.patience = patience(KNOWN_WITHIN);
         began.elapsed()
     }
 
@@ -151,7 +151,7 @@ impl Accuracy {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_proxies_agree_under_load_while_one_of_them_and_redis_are_killed() {
     needs!(Redis, Postgres);
-    let seconds = std::env::var("BREAKEVEN_SHARED_SECONDS").map_or(SECONDS, |text| text.parse().unwrap());
+    let seconds = long_run().unwrap_or(SECONDS);
     let quarter = Duration::from_secs(seconds) / 4;
     let mut redis = Redis::start().await;
     let postgres = Postgres::start().await;
@@ -226,7 +226,7 @@ async fn three_proxies_agree_under_load_while_one_of_them_and_redis_are_killed()
         }
     };
     let mut accuracy =
-        Accuracy { looks: 0, slowest: Duration::ZERO, when: "", untold: 0, patience: KNOWN_WITHIN };
+        Accuracy { looks: 0, slowest: Duration::ZERO, when: "", untold: 0, patience: patience(KNOWN_WITHIN) };
     accuracy.watch("at first", &peers.iter().collect::<Vec<_>>(), &seen, quarter).await;
 
     // One proxy is killed: the one that plans. What it did in its last moment nobody has heard.
@@ -236,7 +236,7 @@ async fn three_proxies_agree_under_load_while_one_of_them_and_redis_are_killed()
     peers[holder].kill().await;
     let killed = Stopwatch::start();
     accuracy.untold = seen.ended_at[holder].load(Ordering::SeqCst) - before;
-    until("another plans", TAKEOVER, async || holder_besides(&peers, holder).await).await;
+    until("another plans", patience(TAKEOVER), async || holder_besides(&peers, holder).await).await;
     let takeover = killed.elapsed();
     let others: Vec<&Peer> =
         peers.iter().enumerate().filter(|(index, _)| *index != holder).map(|(_, peer)| peer).collect();
