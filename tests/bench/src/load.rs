@@ -19,6 +19,9 @@ use crate::samples::{Percentiles, micros};
 /// How long the last answers are waited for.
 const PATIENCE_NS: u64 = 30_000_000_000;
 
+/// Connections that an open loop opens at most, unless it is told otherwise.
+const MAX_CONNECTIONS: usize = 4000;
+
 #[derive(Debug, Clone, clap::Args)]
 pub struct Arguments {
     #[arg(long)]
@@ -43,6 +46,9 @@ pub struct Arguments {
     /// Requests a second: an open loop.
     #[arg(long)]
     pub rate: Option<u64>,
+    /// Connections of an open loop at most: what is due while all are busy waits, and its time counts.
+    #[arg(long, default_value_t = MAX_CONNECTIONS)]
+    pub max_connections: usize,
     /// Milliseconds over which a closed loop opens its connections.
     #[arg(long, default_value_t = 0)]
     pub ramp_ms: u64,

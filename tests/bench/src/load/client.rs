@@ -13,8 +13,6 @@ use crate::poll::{self, Poll, Ready};
 use crate::prose::{ChatBody, write_serial};
 use crate::samples::Samples;
 
-/// Connections that an open loop opens at most.
-const MAX_CONNECTIONS: usize = 4000;
 /// Different bodies that requests take turns with; fewer of the large ones.
 const BODIES: u64 = 64;
 const LARGE_BODIES: u64 = 8;
@@ -83,6 +81,7 @@ pub(super) struct Client {
     stream: bool,
     events: u32,
     connections: usize,
+    max_connections: usize,
     ramp_ns: u64,
     interval_ns: Option<u64>,
     next_due_ns: Option<u64>,
@@ -107,6 +106,7 @@ impl Client {
             stream: arguments.stream,
             events: arguments.events,
             connections: arguments.connections,
+            max_connections: arguments.max_connections,
             ramp_ns: arguments.ramp_ms * 1_000_000,
             interval_ns: arguments.rate.map(|rate| 1_000_000_000 / rate),
             next_due_ns: None,
@@ -173,7 +173,7 @@ impl Client {
         while let Some(due) = self.backlog.front().copied() {
             let slot = match self.idle.pop() {
                 Some(slot) => slot,
-                None if self.open.len() < MAX_CONNECTIONS => self.connect()?,
+                None if self.open.len() < self.max_connections => self.connect()?,
                 None => break,
             };
             self.backlog.pop_front();
