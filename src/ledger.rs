@@ -341,7 +341,7 @@ pub struct Entry<'a> {
     pub self_hosted_cost: Option<NanoUsd>,
     /// Replica-time the call takes on the route's self-hosted offer.
     pub work: Work,
-    /// Charges of attempts that failed and were billed all the same; part of `cost`.
+    /// What attempts without an answer are estimated to be charged; part of `cost`.
     pub attempts_cost: NanoUsd,
     /// No price was known: `cost` is zero or an estimate.
     pub unpriced: bool,

@@ -1,6 +1,7 @@
 //! Backends as the request path sees them: where they are, with what credentials, in what health.
 
 pub mod client;
+pub mod delivery;
 pub mod http1;
 pub mod pool;
 pub mod send;

@@ -60,6 +60,25 @@ pub fn bill_unrouted(config: &Config, model: &str, usage: &Usage, tier: Tier) ->
     }
 }
 
+/// What an attempt is estimated to cost that had all of a request and brought no answer: its input at an API. On own
+/// hardware the fee, and the work that its input is where rent is due by the second of work; elsewhere the time that
+/// it took is rent that is due anyway.
+pub fn attempt(
+    config: &Config,
+    route: &Route,
+    offer: &Offer,
+    model: &str,
+    input: &Usage,
+    tier: Tier,
+) -> NanoUsd {
+    if offer.backend.is_api() {
+        return card(config, offer, model).map(|card| card.cost(input, tier)).unwrap_or_default();
+    }
+    let Some(pool) = &route.pool else { return NanoUsd::ZERO };
+    let rent = if is_paid_per_use(pool) { pool.rent_of(pool.work_of(input)) } else { NanoUsd::ZERO };
+    pool.spec.request_fee + rent
+}
+
 /// Whether rent of this pool falls due by the second of work, so that a call's share is all there is.
 pub fn is_paid_per_use(pool: &Pool) -> bool {
     pool.spec.billing == Billing::PerUse

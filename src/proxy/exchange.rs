@@ -24,6 +24,7 @@ use crate::keys::admission::Admission;
 use crate::metrics::{AttemptResult, Fault, Series};
 use crate::openai::{Call, Endpoint};
 use crate::telemetry::spans::CallSpan;
+use crate::upstream::delivery::Delivery;
 use crate::upstream::{Backend, Place};
 
 /// Request bodies up to this size are kept until the call is settled, to be counted if no usage is reported.
@@ -91,6 +92,7 @@ struct Served {
     model: String,
     series: Arc<Series>,
     place: Option<Place>,
+    delivery: Delivery,
     /// Position of the replica among the backend's.
     replica: usize,
     /// Whether the attempt's end was counted.
@@ -257,6 +259,7 @@ impl Exchange {
             model: served.model.clone(),
             series: served.series.clone(),
             place: None,
+            delivery: served.delivery.clone(),
             replica: served.replica,
             is_ended: true,
         });
@@ -314,12 +317,29 @@ impl Exchange {
             series,
             replica: place.replica(),
             place: Some(place),
+            delivery: Delivery::default(),
             is_ended: false,
         });
     }
 
-    pub fn place(&self) -> Option<&Place> {
-        self.served.as_ref().and_then(|served| served.place.as_ref())
+    /// The place of the attempt that is under way, and how far it has come.
+    pub fn under_way(&self) -> Option<(&Place, &Delivery)> {
+        let served = self.served.as_ref()?;
+        Some((served.place.as_ref()?, &served.delivery))
+    }
+
+    /// Whether what the last attempt asked for may be billed, though no answer says so.
+    fn is_delivered(&self) -> bool {
+        self.served.as_ref().is_some_and(|served| served.delivery.is_complete())
+    }
+
+    /// The attempt is over without an answer for the client. If the backend may have begun with it, what that
+    /// costs is estimated and owed.
+    pub fn attempt_failed(&mut self, result: AttemptResult, retry_after: Option<Duration>) {
+        self.end_attempt(result, retry_after);
+        if self.is_delivered() {
+            self.charge_attempt();
+        }
     }
 
     /// The attempt is over: counts it, tells the replica's circuit, and gives the place back.

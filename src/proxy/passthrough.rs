@@ -61,9 +61,9 @@ pub async fn pass(
     // An upload takes its time before there can be a first byte.
     let patience = if matches!(body, RequestBody::Full(_)) { timeouts.first_byte } else { timeouts.total };
     let client = clients.of(backend);
-    let place = exchange.place().expect("the attempt has begun with a place");
+    let (place, delivery) = exchange.under_way().expect("the attempt has begun with a place");
     let target = path_and_query(&parts.uri);
-    let sent = client.send(place.replica(), place.base(), &parts.method, &target, head.headers(), body);
+    let sent = client.send(place, &parts.method, &target, head.headers(), body, delivery);
     let response = match tokio::time::timeout(patience, sent).await {
         Ok(Ok(response)) => response,
         Ok(Err(error)) => {

@@ -57,10 +57,10 @@ pub async fn tunnel(
     head.ask_upgrade();
     head.dress(backend);
     let client = clients.of(backend);
-    let place = exchange.place().expect("the attempt has begun with a place");
+    let (place, delivery) = exchange.under_way().expect("the attempt has begun with a place");
     let target = path_and_query(&parts.uri);
     let body = RequestBody::Full(None);
-    let sent = client.send(place.replica(), place.base(), &parts.method, &target, head.headers(), body);
+    let sent = client.send(place, &parts.method, &target, head.headers(), body, delivery);
     let response = match tokio::time::timeout(backend.spec.timeouts.first_byte, sent).await {
         Ok(Ok(response)) => response,
         Ok(Err(error)) => {

@@ -19,8 +19,9 @@ use hyper_util::client::legacy::Client as HyperClient;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
+use super::delivery::Delivery;
 use super::pool::{Pool, PoolSettings, PooledBody, SendError};
-use super::{Backend, BaseUrl};
+use super::{Backend, BaseUrl, Place};
 use crate::config::Timeouts;
 use crate::health::probe::root_cause;
 
@@ -30,6 +31,8 @@ const MAX_IDLE_CONNECTIONS: usize = 1024;
 /// A request body on its way up: collected, and then cheap to send again, or passing through.
 pub enum RequestBody {
     Full(Option<Bytes>),
+    /// The same on its way through a client that says nothing of how far it has come.
+    Delivered(Option<Bytes>, Delivery),
     /// Passing through, seen by somebody on the way.
     Stream(Incoming, Option<Watch>),
 }
@@ -39,7 +42,10 @@ pub type Watch = Box<dyn FnMut(&[u8]) + Send + Sync>;
 
 impl std::fmt::Debug for RequestBody {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        out.write_str(if matches!(self, Self::Full(_)) { "Full" } else { "Stream" })
+        out.write_str(match self {
+            Self::Full(_) | Self::Delivered(..) => "Full",
+            Self::Stream(..) => "Stream",
+        })
     }
 }
 
@@ -52,9 +58,11 @@ impl Body for RequestBody {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         match self.get_mut() {
-            Self::Full(bytes) => Poll::Ready(
-                bytes.take().filter(|bytes| !bytes.is_empty()).map(|bytes| Ok(Frame::data(bytes))),
-            ),
+            Self::Full(bytes) => Poll::Ready(taken(bytes)),
+            Self::Delivered(bytes, delivery) => {
+                delivery.complete();
+                Poll::Ready(taken(bytes))
+            }
             Self::Stream(body, watch) => {
                 let polled = Pin::new(body).poll_frame(context);
                 if let (Poll::Ready(Some(Ok(frame))), Some(watch)) = (&polled, watch)
@@ -69,17 +77,23 @@ impl Body for RequestBody {
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::Full(bytes) => bytes.as_ref().is_none_or(Bytes::is_empty),
+            Self::Full(bytes) | Self::Delivered(bytes, _) => bytes.as_ref().is_none_or(Bytes::is_empty),
             Self::Stream(body, _) => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
+            Self::Full(bytes) | Self::Delivered(bytes, _) => {
+                SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64)
+            }
             Self::Stream(body, _) => body.size_hint(),
         }
     }
+}
+
+fn taken(bytes: &mut Option<Bytes>) -> Option<Result<Frame<Bytes>, hyper::Error>> {
+    bytes.take().filter(|bytes| !bytes.is_empty()).map(|bytes| Ok(Frame::data(bytes)))
 }
 
 /// An upstream's answer as it arrives. Dropped before its end it tells the upstream to stop.
@@ -167,20 +181,22 @@ impl Client {
         Self { pools, hyper: OnceLock::new(), http1: OnceLock::new(), timeouts }
     }
 
-    /// Sends a request to a replica and waits for the head of its answer.
+    /// Sends a request to a replica and waits for the head of its answer. `delivery` is complete once all of a
+    /// collected body is on its way.
     pub async fn send(
         &self,
-        replica: usize,
-        base: &BaseUrl,
+        place: &Place,
         method: &Method,
         path_and_query: &str,
         headers: &HeaderMap,
         body: RequestBody,
+        delivery: &Delivery,
     ) -> Result<Response<UpstreamBody>, NoAnswer> {
-        match (self.pools.get(replica), body) {
+        let base = place.base();
+        match (self.pools.get(place.replica()), body) {
             (Some(Some(pool)), RequestBody::Full(bytes)) if !headers.contains_key(header::UPGRADE) => {
                 let target = base.target(path_and_query);
-                match pool.send(method, &target, headers, bytes.unwrap_or_default()).await {
+                match pool.send(method, &target, headers, bytes.unwrap_or_default(), delivery).await {
                     Ok(response) => Ok(response.map(|body| UpstreamBody::Pooled(Box::new(body)))),
                     Err(error @ (SendError::Connect { .. } | SendError::ConnectTimeout { .. })) => {
                         Err(NoAnswer::Connect(error.to_string()))
@@ -190,6 +206,10 @@ impl Client {
             }
             (pool, body) => {
                 let address = pool.and_then(Option::as_ref).and_then(Pool::address);
+                let body = match body {
+                    RequestBody::Full(bytes) => RequestBody::Delivered(bytes, delivery.clone()),
+                    other => other,
+                };
                 self.send_by_hyper(address, base, method, path_and_query, headers, body).await
             }
         }
@@ -340,6 +360,15 @@ mod tests {
     }
 
     async fn version(protocols: &[&[u8]], http2: bool, trusts: bool) -> Result<Bytes, String> {
+        deliver(protocols, http2, trusts, &Delivery::default()).await
+    }
+
+    async fn deliver(
+        protocols: &[&[u8]],
+        http2: bool,
+        trusts: bool,
+        delivery: &Delivery,
+    ) -> Result<Bytes, String> {
         let (port, roots) = server(protocols).await;
         let roots = if trusts { roots } else { rustls::RootCertStore::empty() };
         let tls =
@@ -357,7 +386,7 @@ mod tests {
         };
         let client = https_trusting(HttpsConnectorBuilder::new().with_tls_config(tls), &timeouts, http2);
         let request = Request::post(format!("https://localhost:{port}/v1/x"))
-            .body(RequestBody::Full(Some(Bytes::from("{}"))));
+            .body(RequestBody::Delivered(Some(Bytes::from("{}")), delivery.clone()));
         let response = client.request(request.unwrap()).await.map_err(|error| root_cause(&error))?;
         Ok(response.into_body().collect().await.unwrap().to_bytes())
     }
@@ -368,6 +397,16 @@ mod tests {
         assert_eq!(version(&[b"http/1.1"], true, true).await.unwrap(), "HTTP/1.1");
         assert_eq!(version(&[], true, true).await.unwrap(), "HTTP/1.1");
         assert_eq!(version(&[b"h2", b"http/1.1"], false, true).await.unwrap(), "HTTP/1.1");
+    }
+
+    #[tokio::test]
+    async fn a_request_is_delivered_once_a_connection_has_taken_it_and_not_while_there_is_none() {
+        for protocols in [&[&b"h2"[..]][..], &[]] {
+            let (trusted, refused) = (Delivery::default(), Delivery::default());
+            deliver(protocols, true, true, &trusted).await.unwrap();
+            deliver(protocols, true, false, &refused).await.unwrap_err();
+            assert!(trusted.is_complete() && !refused.is_complete());
+        }
     }
 
     #[tokio::test]

@@ -21,6 +21,7 @@ use memchr::memmem::Finder;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::delivery::Delivery;
 use decode::Decoder;
 
 /// Longest head of an answer, and longest trailer section.
@@ -104,16 +105,24 @@ impl Connection {
 
     /// Whether the request went out in full and nothing is left over from the answer.
     pub fn is_reusable(&self) -> bool {
-        self.outgoing.is_empty() && self.outgoing.failure.is_none() && self.unread.is_empty()
+        self.outgoing.is_sent() && self.unread.is_empty()
     }
 
-    /// Sends a request and waits for the head of its answer.
-    pub async fn exchange(&mut self, request: &RequestHead<'_>, body: Bytes) -> Result<Answer, WireError> {
+    /// Sends a request and waits for the head of its answer. `delivery` is complete once the socket has all of it.
+    pub async fn exchange(
+        &mut self,
+        request: &RequestHead<'_>,
+        body: Bytes,
+        delivery: &Delivery,
+    ) -> Result<Answer, WireError> {
         self.outgoing = Outgoing { head: write_head(request, body.len()), body, failure: None };
         let mut informational = 0;
         std::future::poll_fn(|context| {
             loop {
                 self.poll_send(context);
+                if self.outgoing.is_sent() {
+                    delivery.complete();
+                }
                 while let Some(answer) = self.take_head(request.method)? {
                     if !answer.status.is_informational() {
                         return Poll::Ready(Ok(answer));
@@ -216,6 +225,10 @@ impl Connection {
 impl Outgoing {
     fn is_empty(&self) -> bool {
         self.head.is_empty() && self.body.is_empty()
+    }
+
+    fn is_sent(&self) -> bool {
+        self.is_empty() && self.failure.is_none()
     }
 
     fn advance(&mut self, written: usize) {

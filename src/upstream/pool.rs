@@ -16,6 +16,7 @@ use http::{HeaderMap, HeaderValue, Method, Response, Uri};
 use http_body::{Frame, SizeHint};
 use tokio::net::TcpStream;
 
+use super::delivery::Delivery;
 use super::http1::decode::Decoder;
 use super::http1::{Answer, Connection, RequestHead, WireError};
 use crate::clock::Stopwatch;
@@ -132,20 +133,21 @@ impl Pool {
         target: &str,
         headers: &HeaderMap,
         body: Bytes,
+        delivery: &Delivery,
     ) -> Result<Response<PooledBody>, SendError> {
         let shared = &*self.0;
         let target = [shared.prefix.as_str(), target];
         let request = RequestHead { method, target: &target, host: &shared.host_field, headers };
         let address = shared.address();
         if let Some((mut connection, rest)) = self.checkout(address) {
-            match connection.exchange(&request, body.clone()).await {
+            match connection.exchange(&request, body.clone(), delivery).await {
                 Ok(answer) => return Ok(self.respond(connection, address, answer)),
-                Err(WireError::Closed) if rest.is_within(STALE_WITHIN) => {}
+                Err(WireError::Closed) if rest.is_within(STALE_WITHIN) => delivery.undo(),
                 Err(error) => return Err(error.into()),
             }
         }
         let mut connection = shared.connect(address).await?;
-        let answer = connection.exchange(&request, body).await?;
+        let answer = connection.exchange(&request, body, delivery).await?;
         Ok(self.respond(connection, address, answer))
     }
 

@@ -137,7 +137,7 @@ async fn try_offer(
             Ok(answer) => return Tried::Answered(Box::new(answer)),
             Err(failed) => failed,
         };
-        exchange.end_attempt(failed.result, failed.retry_after);
+        exchange.attempt_failed(failed.result, failed.retry_after);
         let may_ask_again =
             failed.asks_otherwise && exchange.attempts() < exchange.state().config.retry.max_attempts;
         *last = Some(failed);
@@ -241,13 +241,12 @@ async fn first_byte(
     timeouts: &Timeouts,
     is_stream: bool,
 ) -> Result<Answer, Failed> {
-    let (Some(place), Some((backend, _))) = (exchange.place(), exchange.served()) else {
+    let (Some((place, delivery)), Some((backend, _))) = (exchange.under_way(), exchange.served()) else {
         unreachable!("an attempt has begun")
     };
     let client = clients.of(backend);
     let sent = client.send(
-        place.replica(),
-        place.base(),
+        place,
         &request.method,
         // Paths of Azure's own are for the API; a self-hosted server has OpenAI's.
         match exchange.endpoint().path() {
@@ -256,9 +255,14 @@ async fn first_byte(
         },
         request.head.headers(),
         RequestBody::Full(Some(body)),
+        delivery,
     );
     let response = sent.await.map_err(|error| Failed::unanswered(backend.name(), &error))?;
     let (head, mut body) = response.into_parts();
+    if !head.status.is_success() {
+        // Who refuses a request bills nothing for it, whatever becomes of the words of the refusal.
+        delivery.undo();
+    }
     let streams = is_stream && head.status.is_success();
     let limit = if streams {
         1

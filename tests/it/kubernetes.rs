@@ -10,6 +10,7 @@ use breakeven::clock::Clock;
 use breakeven::config::{self, Backend, BackendKind, Config, Control};
 use breakeven::demo::{FakeBackend, Personality, Settings};
 use breakeven::fleet::{Fleet, Lookup, ReplicaState};
+use breakeven::upstream::delivery::Delivery;
 use breakeven::upstream::pool::{Pool, PoolSettings};
 use bytes::Bytes;
 use http::{HeaderMap, Method};
@@ -214,7 +215,10 @@ async fn connections_to_an_address_that_is_no_longer_ours_are_not_used_again() {
     };
     let pool = Pool::at("http://vllm.models.svc:8000", settings, Some(Arc::clone(&endpoint))).unwrap();
     let ask = || async {
-        let sent = pool.send(&Method::GET, "/health", &HeaderMap::new(), Bytes::new()).await.unwrap();
+        let sent = pool
+            .send(&Method::GET, "/health", &HeaderMap::new(), Bytes::new(), &Delivery::default())
+            .await
+            .unwrap();
         assert_eq!(sent.into_body().collect().await.unwrap().to_bytes(), "{}");
     };
     ask().await;

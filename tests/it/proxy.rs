@@ -1,5 +1,6 @@
 //! The proxy between two fake servers, over real sockets.
 
+mod attempts;
 mod bodies;
 mod canned;
 mod captures;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use breakeven::upstream::delivery::Delivery;
 use breakeven::upstream::http1::WireError;
 use breakeven::upstream::pool::{Pool, PoolSettings, PooledBody, SendError};
 use bytes::Bytes;
@@ -59,7 +60,15 @@ async fn read_request(stream: &mut TcpStream) -> Option<String> {
 
 async fn post(pool: &Pool, body: &str) -> Result<Response<PooledBody>, SendError> {
     let body = Bytes::copy_from_slice(body.as_bytes());
-    pool.send(&Method::POST, "/chat/completions", &HeaderMap::new(), body).await
+    pool.send(&Method::POST, "/chat/completions", &HeaderMap::new(), body, &Delivery::default()).await
+}
+
+/// Whether a request was sent in full, as far as its sender knows.
+async fn is_delivered(pool: &Pool) -> bool {
+    let delivery = Delivery::default();
+    let body = Bytes::from_static(b"{}");
+    drop(pool.send(&Method::POST, "/chat/completions", &HeaderMap::new(), body, &delivery).await);
+    delivery.is_complete()
 }
 
 async fn text(response: Response<PooledBody>) -> String {
@@ -124,6 +133,25 @@ async fn a_fresh_connection_that_dies_under_a_request_is_an_error() {
     let error = post(&pool, "{}").await.unwrap_err();
     assert!(matches!(error, SendError::Wire(WireError::Closed)), "{error:?}");
     assert_eq!(connections.load(Ordering::SeqCst), 1);
+    assert!(is_delivered(&pool).await, "the server may have begun with it");
+}
+
+#[tokio::test]
+async fn what_no_server_has_seen_is_not_delivered() {
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    assert!(!is_delivered(&pool(&format!("http://{closed}/v1"), Duration::from_secs(4))).await);
+    // Takes one request, and goes away under the second one, on the same connection: that it has not seen.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let pool = pool(&format!("http://{}/v1", listener.local_addr().unwrap()), Duration::from_secs(4));
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        drop(listener);
+        read_request(&mut stream).await;
+        stream.write_all(OK.as_bytes()).await.unwrap();
+        read_request(&mut stream).await;
+    });
+    assert_eq!(text(post(&pool, "1").await.unwrap()).await, "ok");
+    assert!(!is_delivered(&pool).await);
 }
 
 #[tokio::test]

@@ -92,7 +92,7 @@ fn calls_sql(range: (Option<Timestamp>, Option<Timestamp>), by: &[Key]) -> Strin
     format!(
         "SELECT label, {bucket}, {outcome}, {tags}, count(*),
             sum(input_tokens)::bigint, coalesce(sum(cached_input_tokens), 0)::bigint, sum(output_tokens)::bigint,
-            count(*) FILTER (WHERE usage_source IN ({own}, {estimate})), sum(cost)::bigint,
+            count(*) FILTER (WHERE usage_source IN ({own}, {estimate}) OR attempts_cost <> 0), sum(cost)::bigint,
             sum(coalesce(api_cost, cost))::bigint, sum(coalesce(self_hosted_cost, cost))::bigint,
             sum(cost - coalesce(attempts_cost, 0))::bigint
          FROM breakeven.calls {} GROUP BY 1, 2, 3, 4",

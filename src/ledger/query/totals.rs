@@ -137,7 +137,8 @@ pub struct Row {
     pub input_tokens: u64,
     pub cached_input_tokens: u64,
     pub output_tokens: u64,
-    /// Calls whose tokens were counted here because the backend did not report them.
+    /// Calls whose tokens were counted here because the backend did not report them, or whose cost holds an
+    /// estimate of what failed attempts cost.
     pub estimated_requests: u64,
     /// Token charges, and the rent attributed to the calls.
     pub cost: NanoUsd,
@@ -316,8 +317,10 @@ fn sum_calls(
         let cost = NanoUsd::from_nanos(row.get(7)?);
         let elsewhere = |index| optional_amount(row, index).map(|amount| amount.unwrap_or(cost));
         let source: i64 = row.get(3)?;
-        let is_estimated =
-            source == UsageSource::OwnTokenizer as i64 || source == UsageSource::Estimate as i64;
+        let attempts_cost = NanoUsd::from_nanos(row.get(10)?);
+        let is_estimated = source == UsageSource::OwnTokenizer as i64
+            || source == UsageSource::Estimate as i64
+            || attempts_cost != NanoUsd::ZERO;
         let call = Row {
             keys: Vec::new(),
             requests: 1,
@@ -328,7 +331,7 @@ fn sum_calls(
             cost,
             all_api: elsewhere(8)?,
             all_self_hosted: elsewhere(9)?,
-            rent: cost - NanoUsd::from_nanos(row.get(10)?),
+            rent: cost - attempts_cost,
             idle: NanoUsd::ZERO,
         };
         groups.entry(group).or_default().add(&call);

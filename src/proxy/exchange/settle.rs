@@ -6,9 +6,9 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::{Exchange, Produced, Settling};
-use crate::economics::{Slot, Tier, Timestamp, Usage};
+use crate::economics::{NanoUsd, Slot, Tier, Timestamp, Usage};
 use crate::gateway::Home;
-use crate::ledger::{Entry, Outcome, UsageSource};
+use crate::ledger::{Entry, Outcome, Ticket, UsageSource};
 use crate::metrics::{AttemptResult, SpendKind};
 use crate::openai::tokenizer::{Encoding, Vocabulary};
 use crate::openai::usage::Reported;
@@ -172,6 +172,25 @@ impl Exchange {
         self.route.as_ref()?.offers[offer].spec.tokenizer.as_deref()
     }
 
+    /// The input that a backend has read by now which has all of the request, at the tier that was asked for.
+    fn estimated_input(&self) -> (Usage, Tier) {
+        let tier = self.call.as_ref().and_then(|call| call.service_tier).unwrap_or_default();
+        (Usage { output_tokens: 0, ..self.estimate(0) }, tier)
+    }
+
+    /// Owes the estimated price of an attempt that brought no answer. It is counted here, where the backend is known
+    /// that charges it; the row says it as a part of the call's cost.
+    pub(super) fn charge_attempt(&mut self) {
+        let (Some(route), Some(served)) = (&self.route, &self.served) else { return };
+        let Some(offer) = served.offer.map(|index| &route.offers[index]) else { return };
+        let (usage, tier) = self.estimated_input();
+        let cost = bill::attempt(&self.state.config, route, offer, self.requested_model(), &usage, tier);
+        let kind = if served.backend.is_api() { SpendKind::Tokens } else { SpendKind::Requests };
+        served.series.cost(cost);
+        served.backend.series.spend(kind, cost);
+        self.attempts_cost += cost;
+    }
+
     fn bill(&self, usage: &Usage, tier: Tier, answered_model: Option<&str>) -> Bill {
         let requested = self.requested_model();
         let model = if requested.is_empty() { answered_model.unwrap_or_default() } else { requested };
@@ -183,7 +202,7 @@ impl Exchange {
         }
     }
 
-    /// Writes the row and counts everything that a finished call counts.
+    /// Ends the call. What is returned ends when its row is safe.
     fn book(
         mut self,
         outcome: Outcome,
@@ -193,23 +212,37 @@ impl Exchange {
         bill: Bill,
     ) -> Settling {
         self.is_settled = true;
-        let cost = (source != UsageSource::None).then_some(bill.cost);
-        let closed_at = self.gateway.now();
-        self.admission.settle(bill.cost + self.attempts_cost, usage.total_tokens(), closed_at);
-        let is_worth_a_row = self.buys || source != UsageSource::None;
-        let mut span = std::mem::take(&mut self.span);
-        let entry = self.row(closed_at, outcome, usage, source, tier, &bill);
-        span.close(|| self.finished(&entry));
-        let ticket = is_worth_a_row.then(|| self.gateway.ledger.append(&entry));
-        self.count_metrics(outcome, usage, source, &bill);
-        self.feed_pool(closed_at, outcome, usage, source, &bill);
+        let cost = bill.cost + self.attempts_cost;
+        let known_cost = (source != UsageSource::None || cost != NanoUsd::ZERO).then_some(cost);
+        let ticket = self.record(outcome, usage, source, tier, &bill);
         if self.state.config.ledger.fsync == crate::config::Fsync::Always
             && let Some(ticket) = ticket
         {
             let ledger = self.gateway.ledger.clone();
-            return Settling::Durable(Box::pin(async move { ledger.durable(ticket).await }), cost);
+            return Settling::Durable(Box::pin(async move { ledger.durable(ticket).await }), known_cost);
         }
-        Settling::Done(cost)
+        Settling::Done(known_cost)
+    }
+
+    /// Writes the row and counts everything that a finished call counts.
+    fn record(
+        &mut self,
+        outcome: Outcome,
+        usage: &Usage,
+        source: UsageSource,
+        tier: Tier,
+        bill: &Bill,
+    ) -> Option<Ticket> {
+        let closed_at = self.gateway.now();
+        self.admission.settle(bill.cost + self.attempts_cost, usage.total_tokens(), closed_at);
+        let is_worth_a_row = self.buys || source != UsageSource::None;
+        let mut span = std::mem::take(&mut self.span);
+        let entry = self.row(closed_at, outcome, usage, source, tier, bill);
+        span.close(|| self.finished(&entry));
+        let ticket = is_worth_a_row.then(|| self.gateway.ledger.append(&entry));
+        self.count_metrics(outcome, usage, source, bill);
+        self.feed_pool(closed_at, outcome, usage, source, bill);
+        ticket
     }
 
     fn row(
@@ -260,7 +293,7 @@ impl Exchange {
         let series = &served.series;
         series.finished(outcome);
         series.tokens(usage, self.streamed_tokens);
-        series.cost(bill.cost + self.attempts_cost);
+        series.cost(bill.cost);
         if let Some(cost) = bill.api_cost {
             series.all_api_cost(cost);
         }
@@ -280,7 +313,7 @@ impl Exchange {
             series.decoding(age.saturating_sub(first), usage.output_tokens);
         }
         if served.backend.is_api() {
-            served.backend.series.spend(SpendKind::Tokens, bill.cost + self.attempts_cost);
+            served.backend.series.spend(SpendKind::Tokens, bill.cost);
             return;
         }
         let fee = bill.cost - bill.rent_share;
@@ -368,25 +401,20 @@ impl Drop for Exchange {
         if self.is_settled {
             return;
         }
+        let may_be_billed =
+            self.is_delivered() && self.served.as_ref().is_some_and(|served| !served.is_ended);
         self.end_attempt(AttemptResult::Cancelled, None);
         // What is left is a call whose client went away before an answer began, or one that was refused.
-        // The first may be billed by an API that had begun with it: its input is booked, as an estimate.
         if self.attempts == 0 || !self.buys {
             return;
         }
         self.is_settled = true;
-        let usage = Usage { output_tokens: 0, ..self.estimate(0) };
-        let bill = self.bill(&usage, Tier::Standard, None);
-        let closed_at = self.gateway.now();
-        self.admission.settle(bill.cost + self.attempts_cost, usage.total_tokens(), closed_at);
         self.status = CLIENT_CLOSED_REQUEST;
-        let mut span = std::mem::take(&mut self.span);
-        let entry =
-            self.row(closed_at, Outcome::Cancelled, &usage, UsageSource::Estimate, Tier::Standard, &bill);
-        span.close(|| self.finished(&entry));
-        let _ticket = self.gateway.ledger.append(&entry);
-        self.count_metrics(Outcome::Cancelled, &usage, UsageSource::Estimate, &bill);
-        self.feed_pool(closed_at, Outcome::Cancelled, &usage, UsageSource::Estimate, &bill);
+        // A backend that had begun with it may bill what it has read: that is booked, as an estimate.
+        let (usage, tier) = if may_be_billed { self.estimated_input() } else { Default::default() };
+        let source = if may_be_billed { UsageSource::Estimate } else { UsageSource::None };
+        let bill = if may_be_billed { self.bill(&usage, tier, None) } else { Bill::default() };
+        let _nobody_waits = self.record(Outcome::Cancelled, &usage, source, tier, &bill);
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use breakeven::demo::{Chaos, FakeBackend, Fault, Personality, Settings};
+use breakeven::economics::NanoUsd;
 use breakeven::ledger::Outcome;
 use serde_json::json;
 use tokio::task::JoinSet;
@@ -123,6 +124,9 @@ async fn no_failure_of_the_api_that_a_failover_avoids_is_seen_and_every_call_has
         (complete, broken),
         "the rows tell what was seen (seed {seed})"
     );
+    let booked: NanoUsd = entries.iter().map(|entry| entry.cost).sum();
+    let counted = proxy.dollars("breakeven_request_cost_usd_total", "").await;
+    assert_eq!(counted, booked, "the counters are the sum of the rows (seed {seed})");
     let at_api = entries.iter().filter(|entry| entry.backend == "openai").count();
     assert!(at_api > calls / 2, "the API still served: {at_api}");
     assert!(

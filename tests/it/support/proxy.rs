@@ -1,12 +1,16 @@
 //! A real proxy in the process, between whatever servers its configuration names.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use breakeven::clock::Clock;
 use breakeven::commands::serve;
 use breakeven::config;
+use breakeven::economics::NanoUsd;
 use breakeven::ledger::{Entry, query};
 use tempfile::TempDir;
+
+use super::Http;
 
 /// Entries that [`Proxy::entries`] reads back.
 const MOST_ENTRIES: usize = 100_000;
@@ -63,6 +67,14 @@ impl Proxy {
         format!("http://{}", self.running.admin_address)
     }
 
+    /// A counter of dollars, summed over all series that have a label.
+    pub(crate) async fn dollars(&self, name: &str, label: &str) -> NanoUsd {
+        let reply = Http::new(&self.admin_url()).get("/metrics").await;
+        let start = format!("{name}{{");
+        let lines = reply.text().lines().filter(|line| line.starts_with(&start) && line.contains(label));
+        lines.map(|line| nano_dollars(line.rsplit_once(' ').unwrap().1)).sum()
+    }
+
     /// Everything in the ledger, newest first, once no call is in flight.
     pub(crate) async fn entries(&self) -> Vec<Entry<'static>> {
         let settled = async {
@@ -72,6 +84,17 @@ impl Proxy {
         };
         tokio::time::timeout(std::time::Duration::from_secs(20), settled).await.expect("calls end");
         assert!(self.running.gateway.ledger.flush().await);
-        query::recent(&self.folder.path().join("breakeven.db"), MOST_ENTRIES).unwrap()
+        query::recent(&self.ledger(), MOST_ENTRIES).unwrap()
     }
+
+    /// The file of its ledger.
+    pub(crate) fn ledger(&self) -> PathBuf {
+        self.folder.path().join("breakeven.db")
+    }
+}
+
+/// An amount that was written in dollars.
+pub(crate) fn nano_dollars(decimal: &str) -> NanoUsd {
+    let (whole, fraction) = decimal.split_once('.').unwrap_or((decimal, ""));
+    NanoUsd::from_nanos(format!("{whole}{fraction:0<9}").parse().unwrap())
 }
