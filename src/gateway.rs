@@ -53,8 +53,8 @@ pub struct Gateway {
     pub keys: Keys,
     pub spans: Spans,
     pub conversations: Conversations,
-    /// Files that were read to their end, and billed if they were the output of a batch.
-    pub read_files: once::Once,
+    /// What is billed when it is read, as far as it was read lately.
+    pub billed: once::Once,
     /// None: there are no other proxies.
     pub sharing: Option<Sharing>,
     state: ArcSwap<State>,
@@ -143,7 +143,7 @@ impl Gateway {
             keys: Keys::default(),
             spans: Spans::default(),
             conversations: Conversations::default(),
-            read_files: once::Once::default(),
+            billed: once::Once::default(),
             sharing,
             state: ArcSwap::from_pointee(state),
             in_flight: AtomicUsize::new(0),

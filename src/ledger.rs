@@ -10,6 +10,7 @@ mod database;
 pub mod export;
 mod importer;
 mod journal;
+pub mod once;
 pub mod postgres;
 pub mod query;
 mod record;

@@ -1,9 +1,13 @@
-//! What may be billed once only.
+//! What may be billed once only, as far as this process knows: the ledger knows all of it, and is asked before.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
 
+use tracing::warn;
 use uuid::Uuid;
+
+use super::Gateway;
+use crate::ledger;
 
 /// Remembered at once, by this process.
 const MAX_REMEMBERED: usize = 4096;
@@ -24,6 +28,20 @@ impl Once {
         }
         seen.push_back(id);
         true
+    }
+}
+
+impl Gateway {
+    /// Looks up in the ledger what was billed before this process can remember, so that it is not counted again.
+    pub async fn recall(&self, id: Uuid) {
+        let path = self.state().config.ledger.path.clone();
+        let looked_up = tokio::task::spawn_blocking(move || ledger::once::has(&path, id)).await;
+        match looked_up {
+            Ok(Ok(true)) => drop(self.billed.is_first(id)),
+            // The ledger passes over a row that it has, whatever is counted here.
+            Ok(Err(error)) => warn!(%error, "what was billed before cannot be read from the ledger"),
+            Ok(Ok(false)) | Err(_) => {}
+        }
     }
 }
 

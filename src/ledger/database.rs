@@ -2,7 +2,7 @@
 //!
 //! Names that many calls share stand once in `labels`, so a row of `calls` is small numbers. The position up to
 //! which the journal has been imported is in the same transaction as the rows, which makes the import exactly
-//! once without any unique index.
+//! once without any unique index; the few rows that may be appended twice have one of their own (`once`).
 
 use std::collections::HashMap;
 use std::fs;
@@ -15,11 +15,11 @@ use uuid::Uuid;
 
 use super::record::{self, ABSENT, CALL_NUMBERS, CallRecord, LABELS, Record, Records};
 use super::spans::{self, Frontier};
-use super::{Event, LedgerError, Outcome, RentEntry, UsageSource};
+use super::{Event, LedgerError, Outcome, RentEntry, UsageSource, once};
 use crate::economics::Timestamp;
 
 /// Raised whenever a table changes. A newer file is refused, an older one is migrated on open.
-pub(super) const SCHEMA_VERSION: u32 = 2;
+pub(super) const SCHEMA_VERSION: u32 = 3;
 
 /// Sets of names kept in memory; a client that invents model names can not make it grow further.
 const CACHED_LABELS: usize = 16_384;
@@ -83,8 +83,9 @@ impl Database {
             create(&mut connection, ledger_id).map_err(sqlite)?;
             connection.pragma_update(None, "synchronous", "normal").map_err(sqlite)?;
         }
-        if check_version(&connection, path)? < SCHEMA_VERSION {
-            migrate(&mut connection, path).map_err(sqlite)?;
+        let found = check_version(&connection, path)?;
+        if found < SCHEMA_VERSION {
+            migrate(&mut connection, path, found).map_err(sqlite)?;
         }
         let frontier = Frontier::load(&connection).map_err(sqlite)?;
         let database = Self {
@@ -158,6 +159,9 @@ impl Database {
                 rows += 1;
                 match record {
                     Record::Call(call) => {
+                        if once::is_derived(call.id) && !once::is_first(&transaction, call.id)? {
+                            continue;
+                        }
                         let label = self.labels.id(&transaction, call.labels)?;
                         let closed_at = record::closed_at(call.numbers);
                         let row = frontier.take(&transaction, closed_at)?;
@@ -408,6 +412,7 @@ fn create(connection: &mut Connection, ledger_id: Uuid) -> rusqlite::Result<()> 
     let transaction = connection.transaction()?;
     transaction.execute_batch(include_str!("schema.sql"))?;
     transaction.execute_batch(spans::CREATE)?;
+    transaction.execute_batch(once::CREATE)?;
     transaction.execute_batch(&readable_view())?;
     let mut meta = transaction.prepare("INSERT INTO meta (key, value) VALUES (?, ?)")?;
     meta.execute(["schema_version", &SCHEMA_VERSION.to_string()])?;
@@ -416,13 +421,18 @@ fn create(connection: &mut Connection, ledger_id: Uuid) -> rusqlite::Result<()> 
     transaction.commit()
 }
 
-/// From schema 1, which found a time by an index of all calls. What reads may meet either.
-fn migrate(connection: &mut Connection, path: &Path) -> rusqlite::Result<()> {
+/// From schema 1, which found a time by an index of all calls, and from schema 2, which did not know that a row may
+/// come again. What reads may meet any.
+fn migrate(connection: &mut Connection, path: &Path, found: u32) -> rusqlite::Result<()> {
     info!("bringing the ledger `{}` to schema {SCHEMA_VERSION}", path.display());
     let transaction = connection.transaction()?;
-    transaction.execute_batch("DROP INDEX calls_closed_at")?;
-    transaction.execute_batch(spans::CREATE)?;
-    spans::fill(&transaction)?;
+    if found < 2 {
+        transaction.execute_batch("DROP INDEX calls_closed_at")?;
+        transaction.execute_batch(spans::CREATE)?;
+        spans::fill(&transaction)?;
+    }
+    transaction.execute_batch(once::CREATE)?;
+    once::fill(&transaction)?;
     transaction
         .execute("UPDATE meta SET value = ?1 WHERE key = 'schema_version'", [SCHEMA_VERSION.to_string()])?;
     transaction.commit()

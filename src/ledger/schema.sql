@@ -1,4 +1,4 @@
--- Schema 2. Times are milliseconds since the Unix epoch, amounts are nano-dollars, work is micro-replica-seconds.
+-- Schema 3. Times are milliseconds since the Unix epoch, amounts are nano-dollars, work is micro-replica-seconds.
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 
 -- One row: everything before this place in the journal is in the tables.

@@ -7,8 +7,6 @@ use bytes::{Bytes, BytesMut};
 use http::{Response, header, request};
 use http_body::Body as _;
 use hyper::body::Incoming;
-use sha2::{Digest, Sha256};
-use uuid::Uuid;
 
 use super::body::Body;
 use super::error::ProxyError;
@@ -16,6 +14,7 @@ use super::exchange::Exchange;
 use super::headers::Head;
 use super::respond::stream;
 use super::{collect, fail, path_and_query};
+use crate::ledger::once::derived_id;
 use crate::openai::{Endpoint, json};
 use crate::upstream::Backend;
 use crate::upstream::client::{Clients, RequestBody};
@@ -40,7 +39,10 @@ pub async fn pass(
     let mut may_bill = exchange.endpoint().may_bill(&parts.method);
     if exchange.endpoint() == Endpoint::Files {
         may_bill &= path.ends_with("/content");
-        exchange.id = file_id(backend.name(), path);
+        exchange.id = derived_id(backend.name(), path);
+        if may_bill {
+            exchange.gateway().recall(exchange.id).await;
+        }
     }
     exchange.set_buys(may_bill);
     let body = read_body(&exchange, &parts, incoming).await?;
@@ -77,13 +79,6 @@ pub async fn pass(
     };
     let (head, body) = response.into_parts();
     Ok(stream(exchange, Answer { head, read: Bytes::new(), rest: Some(body), strip_usage: false }))
-}
-
-/// The id of what a file holds: the same whenever it is read, since files do not change.
-fn file_id(backend: &str, path: &str) -> Uuid {
-    let digest = Sha256::new().chain_update(backend).chain_update([0]).chain_update(path).finalize();
-    let (id, _) = digest.split_first_chunk().expect("a digest has 32 bytes");
-    uuid::Builder::from_custom_bytes(*id).into_uuid()
 }
 
 /// Small JSON is collected for the model that it names; a form is watched for it as it passes; the rest

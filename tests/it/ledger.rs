@@ -10,7 +10,7 @@ use breakeven::commands::report::{self, ReportArgs};
 use breakeven::config::{Fsync, LedgerSettings, WhenUnavailable};
 use breakeven::economics::{NanoUsd, Timestamp, Usage, Work};
 use breakeven::ledger::query::{self, Key, Row};
-use breakeven::ledger::{Entry, Event, Ledger, LedgerError, Outcome, RentEntry, UsageSource};
+use breakeven::ledger::{Entry, Event, Ledger, LedgerError, Outcome, RentEntry, UsageSource, once};
 use clap::Parser as _;
 use tempfile::TempDir;
 use uuid::Uuid;
@@ -232,7 +232,7 @@ fn downgrade(path: &Path) {
     let connection = rusqlite::Connection::open(path).unwrap();
     connection
         .execute_batch(
-            "DROP TABLE spans; CREATE INDEX calls_closed_at ON calls (closed_at);
+            "DROP TABLE spans; DROP TABLE once; CREATE INDEX calls_closed_at ON calls (closed_at);
              UPDATE meta SET value = '1' WHERE key = 'schema_version';",
         )
         .unwrap();
@@ -257,9 +257,36 @@ async fn a_file_of_an_earlier_schema_is_read_as_it_is_and_brought_up_to_date_by_
     assert_eq!(query::spend_by_key(&path, since).unwrap(), spent);
     let version = "SELECT value FROM meta WHERE key = 'schema_version'";
     let connection = rusqlite::Connection::open(&path).unwrap();
-    assert_eq!(connection.query_row(version, [], |row| row.get::<_, String>(0)).unwrap(), "2");
+    assert_eq!(connection.query_row(version, [], |row| row.get::<_, String>(0)).unwrap(), "3");
     let spans = "SELECT count(*) FROM spans";
     assert_eq!(connection.query_row(spans, [], |row| row.get::<_, i64>(0)).unwrap(), 2);
+}
+
+#[tokio::test]
+async fn a_row_that_may_come_again_is_there_once_whoever_appends_it() {
+    let (_directory, path) = new_path();
+    let (read_twice, read_once) = (once::derived_id("openai", "/a"), once::derived_id("openai", "/b"));
+    for (round, ids) in [[read_twice, read_once], [read_twice, read_twice]].into_iter().enumerate() {
+        let ledger = open(&path);
+        for id in ids {
+            let _batch = ledger.append(&Entry { id, ..api_call(1, 10) });
+        }
+        // The id of a usual row is never asked for.
+        let _batch = ledger.append(&api_call(7, 10));
+        assert!(ledger.flush().await);
+        assert_eq!(ledger.stats().pending, 0);
+        assert!(once::has(&path, read_twice).unwrap() && once::has(&path, read_once).unwrap());
+        assert_eq!(query::recent(&path, 10).unwrap().len(), 3 + round);
+        drop(ledger);
+    }
+    let connection = rusqlite::Connection::open(&path).unwrap();
+    let second = "DROP TABLE once; UPDATE meta SET value = '2' WHERE key = 'schema_version'";
+    connection.execute_batch(second).unwrap();
+    drop(connection);
+    let ledger = open(&path);
+    let _batch = ledger.append(&Entry { id: read_once, ..api_call(1, 10) });
+    assert!(ledger.close().await);
+    assert_eq!(query::recent(&path, 10).unwrap().len(), 4, "rows of schema 2 are known");
 }
 
 #[tokio::test]

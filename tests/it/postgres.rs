@@ -8,7 +8,7 @@ use breakeven::config::PostgresSettings;
 use breakeven::economics::{NanoUsd, Timestamp};
 use breakeven::ledger::postgres::{Shipper, Shipping};
 use breakeven::ledger::query::{self, Key, Row};
-use breakeven::ledger::{Entry, Event, Ledger, RentEntry};
+use breakeven::ledger::{Entry, Event, Ledger, RentEntry, once};
 use tempfile::TempDir;
 use uuid::Uuid;
 
@@ -210,6 +210,39 @@ async fn proxies_that_start_together_make_one_ledger_whose_sums_are_those_of_all
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_two_proxies_have_read_of_one_batch_is_there_once_and_shipped_again_it_stays() {
+    needs!(Postgres);
+    let postgres = Postgres::start().await;
+    let mut proxies = Vec::new();
+    for seed in 1..=2 {
+        let (directory, path) = new_path();
+        let ledger = open(&path);
+        let shared = once::derived_id("openai", "/v1/files/file-1/content");
+        let own = once::derived_id("openai", &format!("/v1/files/own-{seed}/content"));
+        for id in [shared, own] {
+            let _batch = ledger.append(&Entry { id, ..api_call(seed, seed) });
+        }
+        assert!(ledger.flush().await);
+        let shipper = ship(settings(&postgres, "postgres"), &path);
+        shipped(&shipper.shipping()).await;
+        shipper.finish().await;
+        proxies.push((directory, path, ledger));
+    }
+    let count = "SELECT count(*) FROM breakeven.calls";
+    assert_eq!(postgres.number("postgres", count).await, 3);
+    assert_eq!(postgres.number("postgres", "SELECT count(*) FROM breakeven.once").await, 3);
+
+    // As after a restore that took the calls back and nothing else.
+    postgres.run("postgres", "DELETE FROM breakeven.calls; UPDATE breakeven.ledgers SET calls = 0").await;
+    for (_, path, _) in &proxies {
+        let shipper = ship(settings(&postgres, "postgres"), path);
+        until(&shipper.shipping(), "all of it again", |shipping| shipping.rows() == 2).await;
+        shipper.finish().await;
+    }
+    assert_eq!(postgres.number("postgres", count).await, 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tables_of_an_earlier_version_are_brought_up_to_date_and_those_of_a_newer_one_left_alone() {
     const FIRST: &str = include_str!("../../src/ledger/postgres/1.sql");
     needs!(Postgres);
@@ -242,7 +275,7 @@ async fn tables_of_an_earlier_version_are_brought_up_to_date_and_those_of_a_newe
     shipped(&shipper.shipping()).await;
     drop(shipper);
     let version = "SELECT value::bigint FROM breakeven.meta WHERE key = 'schema_version'";
-    assert_eq!(postgres.number("earlier", version).await, 2);
+    assert_eq!(postgres.number("earlier", version).await, 3);
     assert_eq!(postgres.number("earlier", "SELECT count(*) FROM breakeven.calls_readable").await, 61);
 
     let shipper = ship(settings(&postgres, "newer"), &path);

@@ -4,7 +4,7 @@
 //! written twice and would need a session of its own behind a pooler.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, SystemTime};
 
 use sha2::{Digest as _, Sha256};
@@ -16,6 +16,7 @@ use super::schema::latest;
 use super::source::Batch;
 use crate::economics::Timestamp;
 use crate::ledger::database::{signed, unsigned};
+use crate::ledger::once;
 use crate::ledger::record::{CALL_NUMBERS, LABELS};
 use crate::ledger::rows::{CallRow, Names};
 
@@ -31,7 +32,7 @@ enum Column {
 }
 
 impl Column {
-    fn of_calls(column: &str, calls: &[CallRow]) -> Self {
+    fn of_calls(column: &str, calls: &[&CallRow]) -> Self {
         let numbers = || calls.iter().map(|call| call.number(column));
         match column {
             "closed_at" | "opened_at" | "first_token_at" => {
@@ -100,8 +101,10 @@ pub(super) async fn insert(
     batch: &Batch,
 ) -> Result<u64, Error> {
     let mut rows = 0;
-    if !batch.calls.is_empty() {
-        rows += insert_calls(transaction, ledger, labels, &batch.calls).await?;
+    let again = elsewhere(transaction, ledger, &batch.calls).await?;
+    let calls: Vec<&CallRow> = batch.calls.iter().filter(|call| !again.contains(&call.id)).collect();
+    if !calls.is_empty() {
+        rows += insert_calls(transaction, ledger, labels, &calls).await?;
     }
     if !batch.rent.is_empty() {
         rows += insert_rent(transaction, ledger, batch).await?;
@@ -112,11 +115,38 @@ pub(super) async fn insert(
     Ok(rows)
 }
 
+/// The ids among those that may come again whose row is here already, as another's or as an earlier one of this ledger.
+/// The others are taken in, in their order, so that no two proxies wait for each other in a ring.
+async fn elsewhere(
+    transaction: &Transaction<'_>,
+    ledger: i32,
+    calls: &[CallRow],
+) -> Result<HashSet<Uuid>, Error> {
+    let mut derived: Vec<(Uuid, SystemTime)> = calls
+        .iter()
+        .filter(|call| once::is_derived(call.id.as_bytes()))
+        .map(|call| (call.id, instant(call.closed_at())))
+        .collect();
+    if derived.is_empty() {
+        return Ok(HashSet::new());
+    }
+    derived.sort_unstable();
+    let (ids, times): (Vec<Uuid>, Vec<SystemTime>) = derived.into_iter().unzip();
+    let parameters: [&Parameter<'_>; 3] = [&ledger, &ids, &times];
+    let take_in = "INSERT INTO breakeven.once (id, ledger, closed_at)
+         SELECT id, $1::integer, closed_at FROM unnest($2::uuid[], $3::timestamptz[]) AS own (id, closed_at)
+         ON CONFLICT DO NOTHING";
+    transaction.execute(take_in, &parameters).await?;
+    let others = "SELECT own.id FROM unnest($2::uuid[], $3::timestamptz[]) AS own (id, closed_at)
+         JOIN breakeven.once USING (id) WHERE (once.ledger, once.closed_at) <> ($1::integer, own.closed_at)";
+    Ok(transaction.query(others, &parameters).await?.iter().map(|row| row.get(0)).collect())
+}
+
 async fn insert_calls(
     transaction: &Transaction<'_>,
     ledger: i32,
     labels: &HashMap<i64, i32>,
-    calls: &[CallRow],
+    calls: &[&CallRow],
 ) -> Result<u64, Error> {
     let ids: Vec<Uuid> = calls.iter().map(|call| call.id).collect();
     // Postgres refuses a call without a label; all were looked up before.

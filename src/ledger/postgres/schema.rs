@@ -13,7 +13,7 @@ use super::PostgresError;
 use crate::economics::Timestamp;
 
 /// What each version changes, from an empty database on.
-const MIGRATIONS: [&str; 2] = [include_str!("1.sql"), include_str!("2.sql")];
+const MIGRATIONS: [&str; 3] = [include_str!("1.sql"), include_str!("2.sql"), include_str!("3.sql")];
 
 /// The version that this program makes and knows.
 pub(in crate::ledger) const SCHEMA_VERSION: usize = MIGRATIONS.len();

@@ -98,7 +98,7 @@ impl Exchange {
     /// Whether this is the first time that a file is read to its end. The output of a batch is billed then, and
     /// not when it is read again.
     fn is_first_reading(&self, outcome: Outcome) -> bool {
-        outcome == Outcome::Success && self.gateway.read_files.is_first(self.id)
+        outcome == Outcome::Success && self.gateway.billed.is_first(self.id)
     }
 
     /// A quick estimate: the route's tokens a byte for the input, and the same for the text produced.

@@ -44,6 +44,13 @@ impl Canned {
         Self { proxy, http, seen }
     }
 
+    /// With another proxy, that has the ledger of the one before.
+    pub(super) async fn restart(self) -> Self {
+        let proxy = self.proxy.restart().await.ready().await;
+        let http = Http::new(&proxy.url());
+        Self { proxy, http, seen: self.seen }
+    }
+
     /// The requests that came, head and body.
     pub(super) fn seen(&self) -> Vec<String> {
         let seen = self.seen.lock().unwrap();

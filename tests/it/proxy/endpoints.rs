@@ -200,6 +200,14 @@ async fn the_output_of_a_batch_is_billed_once_however_often_it_is_read() {
     assert_eq!(entries[0].cost, NanoUsd::from_nanos(3000 * 75 + 200 * 300));
     canned.http.get("/files/file-2/content").await;
     assert_eq!(canned.proxy.entries().await.len(), 2, "another file is another batch");
+
+    let canned = canned.restart().await;
+    assert_eq!(canned.http.get("/files/file-1/content").await.text(), file);
+    assert_eq!(canned.proxy.entries().await.len(), 2, "an earlier process has billed it");
+    let counted = canned.proxy.dollars("breakeven_request_cost_usd_total", "").await;
+    assert_eq!(counted, NanoUsd::ZERO, "nor is it counted");
+    canned.http.get("/files/file-3/content").await;
+    assert_eq!(canned.proxy.entries().await.len(), 3);
 }
 
 /// A text frame of a server.

@@ -19,6 +19,7 @@ const MOST_ENTRIES: usize = 100_000;
 pub(crate) struct Proxy {
     pub(crate) running: serve::Proxy,
     folder: TempDir,
+    text: String,
 }
 
 impl Proxy {
@@ -37,9 +38,20 @@ impl Proxy {
             path.display(),
             text.replace("%FOLDER%", &folder.path().to_string_lossy())
         );
+        Self::begin(folder, text, clock).await
+    }
+
+    async fn begin(folder: TempDir, text: String, clock: Clock) -> Self {
         let config = config::parse(&text, "test", &config::variable)
             .unwrap_or_else(|problems| panic!("{problems}\n{text}"));
-        Self { running: serve::Proxy::start(config, clock).await.unwrap(), folder }
+        Self { running: serve::Proxy::start(config, clock).await.unwrap(), folder, text }
+    }
+
+    /// Ends it, and begins another with the same configuration and ledger, at other ports.
+    pub(crate) async fn restart(self) -> Self {
+        let Self { running, folder, text } = self;
+        running.shut_down(std::future::pending()).await;
+        Self::begin(folder, text, Clock::system()).await
     }
 
     /// Waits until every backend serves.
