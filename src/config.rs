@@ -356,6 +356,9 @@ pub struct Dialect {
     pub parameters: BTreeMap<String, ParameterRule>,
     /// Whether `stream_options` may be sent.
     pub no_stream_options: bool,
+    /// Whether usage is that of one choice: a stream reports it of each, in a chunk of its own, and another answer of
+    /// one of them alone.
+    pub usage_per_choice: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -104,6 +104,6 @@ impl Server {
             ],
         };
         parameters.extend(own.iter().map(|(name, rule)| ((*name).to_owned(), rule.clone())));
-        Dialect { parameters, no_stream_options: false }
+        Dialect { parameters, no_stream_options: false, usage_per_choice: self == Self::LlamaCpp }
     }
 }

@@ -37,7 +37,7 @@ static DELTA: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\"delta\
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[expect(clippy::struct_excessive_bools, reason = "independent sightings")]
 pub struct Report {
-    /// The last usage seen: servers repeat it, growing, and never mean the sum.
+    /// The last usage seen: servers repeat it, growing. Only those that report each choice by itself mean the sum.
     pub usage: Option<Usage>,
     /// The tier that is served, once a chunk has named one.
     pub tier: Option<Tier>,
@@ -63,6 +63,8 @@ pub struct Report {
 pub struct StreamReader {
     endpoint: Endpoint,
     strip_usage: bool,
+    /// Each choice has a usage chunk of its own.
+    sums_choices: bool,
     scanner: Scanner,
     /// The event at hand, as far as it came in earlier pieces.
     partial: Vec<u8>,
@@ -83,6 +85,7 @@ impl StreamReader {
         Self {
             endpoint,
             strip_usage,
+            sums_choices: false,
             scanner: Scanner::default(),
             partial: Vec::new(),
             is_held: false,
@@ -92,6 +95,12 @@ impl StreamReader {
             report: Report::default(),
             text: Vec::new(),
         }
+    }
+
+    /// For a server that reports the usage of each choice in a chunk of its own: what the last one says is not all.
+    #[must_use]
+    pub fn summing_choices(self) -> Self {
+        Self { sums_choices: true, ..self }
     }
 
     /// Takes note of a piece of the stream and returns what passes to the client: the same `Bytes` unless the
@@ -207,7 +216,8 @@ impl StreamReader {
         }
         let has_no_choices = self.note_data(event.name, &data);
         let may_report = has_object(&data, &USAGE);
-        let reports = (may_report || !self.has_read_first) && self.note_response(&data, may_report);
+        let reports =
+            (may_report || !self.has_read_first) && self.note_response(&data, may_report, has_no_choices);
         self.has_read_first = true;
         self.strip_usage && reports && has_no_choices
     }
@@ -278,7 +288,7 @@ impl StreamReader {
 
     /// Reads what the event says of its response: in the first, and whenever it may report usage. True if it
     /// does. An event too long to be kept whole has its usage at the end.
-    fn note_response(&mut self, data: &[u8], may_report: bool) -> bool {
+    fn note_response(&mut self, data: &[u8], may_report: bool, has_no_choices: bool) -> bool {
         let Some(seen) = Sighting::read(self.endpoint, data) else {
             if may_report {
                 self.report.usage = super::usage::from_tail(self.endpoint, data).or(self.report.usage);
@@ -292,6 +302,7 @@ impl StreamReader {
         let Some(counts) = seen.counts else { return false };
         let counts = match self.counts {
             Some(earlier) if self.endpoint == Endpoint::Messages => counts.over(earlier),
+            Some(earlier) if self.sums_choices && has_no_choices => earlier.with_choice(counts),
             _ => counts,
         };
         self.counts = Some(counts);

@@ -275,6 +275,21 @@ impl Counts {
         }
     }
 
+    /// These counts and the output of another choice, which was made from the same input.
+    pub(super) fn with_choice(self, other: Self) -> Self {
+        let sum = |mine: Option<u64>, others: Option<u64>| match (mine, others) {
+            (Some(mine), Some(others)) => Some(mine.saturating_add(others)),
+            (mine, others) => mine.or(others),
+        };
+        let total = sum(self.total, other.output);
+        Self {
+            output: sum(self.output, other.output),
+            reasoning: sum(self.reasoning, other.reasoning),
+            total: total.filter(|_| other.output.is_some()),
+            ..self
+        }
+    }
+
     /// The normal form; `None` when neither input nor output was counted (speech billed by the second).
     pub(super) fn usage(self, endpoint: Endpoint) -> Option<Usage> {
         if self.input.is_none() && self.output.is_none() {

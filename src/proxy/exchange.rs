@@ -291,6 +291,12 @@ impl Exchange {
         self.served.as_ref().map(|served| (&served.backend, served.model.as_str()))
     }
 
+    /// Whether it has several choices at a backend that reports the usage of each by itself.
+    pub fn has_usage_per_choice(&self) -> bool {
+        self.call.as_ref().is_some_and(|call| call.choices > 1)
+            && self.served.as_ref().is_some_and(|served| served.backend.spec.dialect.usage_per_choice)
+    }
+
     /// An attempt begins.
     pub fn begin_attempt(&mut self, backend: &Arc<Backend>, offer: Option<usize>, place: Place) {
         let requested = self.requested_model();

@@ -27,9 +27,19 @@ pub enum Reader {
 
 impl Reader {
     /// Chooses by the answer's headers. `strip_usage`: the usage chunk of a stream was asked for by us.
-    pub fn of(endpoint: Endpoint, content_type: &str, encoding: Option<&str>, strip_usage: bool) -> Self {
+    /// `sums_choices`: each choice has one of its own.
+    pub fn of(
+        endpoint: Endpoint,
+        content_type: &str,
+        encoding: Option<&str>,
+        strip_usage: bool,
+        sums_choices: bool,
+    ) -> Self {
         if content_type.starts_with("text/event-stream") {
-            let events = |strips| StreamReader::new(endpoint, strips);
+            let events = |strips| {
+                let reader = StreamReader::new(endpoint, strips);
+                if sums_choices { reader.summing_choices() } else { reader }
+            };
             return match Encoding::of(encoding) {
                 Encoding::Identity => Self::Events(events(strip_usage)),
                 Encoding::Coded(coding) => {

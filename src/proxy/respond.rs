@@ -73,7 +73,8 @@ pub fn stream(mut exchange: Exchange, answer: Answer) -> Response<Body> {
     let text = |name| head.headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
     let content_type = text(header::CONTENT_TYPE).unwrap_or_default();
     let encoding = text(header::CONTENT_ENCODING);
-    let reader = Reader::of(exchange.endpoint(), content_type, encoding, strip_usage);
+    let reader =
+        Reader::of(exchange.endpoint(), content_type, encoding, strip_usage, exchange.has_usage_per_choice());
     if reader.unpacks() {
         head.headers.remove(header::CONTENT_ENCODING);
     }

@@ -295,6 +295,15 @@ fn usage_is_read_from_every_captured_answer_that_has_one() {
     assert!(found > 60, "{found}");
 }
 
+#[test]
+fn the_choices_of_a_captured_stream_that_report_their_own_usage_are_summed() {
+    let capture = captures().into_iter().find(|capture| capture.name == "llamacpp/chat_n2_stream").unwrap();
+    let mut reader = StreamReader::new(capture.endpoint, false).summing_choices();
+    reader.push(capture.body);
+    // 25 tokens in, 24 of them from the cache, and twice 4 out.
+    assert_eq!(reader.report().usage, Some(Usage::new(25, 8).with_cached(24)));
+}
+
 /// What a client gets of a stream cut at `cuts`, and what we learn from it.
 fn streamed(
     endpoint: Endpoint,

@@ -77,7 +77,12 @@ impl Dresser<'_> {
         let mut body = self.head("chat.completion", "text_completion");
         body.insert("choices".into(), choices.into());
         if self.ask.behaviour.usage != UsageStyle::Never {
-            body.insert("usage".into(), self.usage(&self.reply.usage));
+            // llama.cpp reports the usage of one choice, however many there are.
+            let is_of_one = self.ask.personality == Personality::LlamaCpp;
+            body.insert(
+                "usage".into(),
+                self.usage(&self.usage_of(if is_of_one { 1 } else { self.reply.choices })),
+            );
         }
         if self.ask.personality == Personality::Vllm {
             body.insert("kv_transfer_params".into(), Value::Null);
@@ -229,12 +234,17 @@ impl Dresser<'_> {
     }
 
     fn usage_chunk(&self, choices: Value, of_choices: u64) -> Event {
-        let all = &self.reply.usage;
-        let output = all.output_tokens / self.reply.choices * of_choices;
         let mut body = self.head("chat.completion.chunk", "text_completion");
         body.insert("choices".into(), choices);
-        body.insert("usage".into(), self.usage(&Usage { output_tokens: output, ..*all }));
+        body.insert("usage".into(), self.usage(&self.usage_of(of_choices)));
         Event::data(&Value::Object(body), 0)
+    }
+
+    /// The usage of so many of the choices.
+    fn usage_of(&self, choices: u64) -> Usage {
+        let all = &self.reply.usage;
+        let part = |tokens: u64| tokens / self.reply.choices * choices;
+        Usage { output_tokens: part(all.output_tokens), reasoning_tokens: part(all.reasoning_tokens), ..*all }
     }
 
     /// Usage where the script wants it instead of at the end.

@@ -38,6 +38,7 @@ impl Exchange {
     pub fn settle_unary(mut self, outcome: Outcome, reported: Option<&Reported>, answer: &Bytes) -> Settling {
         self.end_attempt(attempt_result(outcome, self.status), None);
         match reported {
+            Some(reported) if self.has_usage_per_choice() => self.book_one_choice(outcome, reported),
             Some(reported) => self.book_reported(outcome, reported),
             None if self.expects_usage(outcome) => {
                 let (endpoint, answer) = (self.endpoint, answer.clone());
@@ -81,6 +82,20 @@ impl Exchange {
         self.span.answered_by(reported.model.as_deref());
         let bill = self.bill(&reported.usage, reported.tier, reported.model.as_deref());
         self.book(outcome, &reported.usage, UsageSource::UpstreamUsage, reported.tier, bill)
+    }
+
+    /// Books an answer of several choices whose usage is that of one: the others are taken to be as long.
+    fn book_one_choice(mut self, outcome: Outcome, reported: &Reported) -> Settling {
+        self.span.answered_by(reported.model.as_deref());
+        let choices = self.call.as_ref().map_or(1, |call| u64::from(call.choices));
+        let Reported { usage, tier, .. } = reported;
+        let usage = Usage {
+            output_tokens: usage.output_tokens.saturating_mul(choices),
+            reasoning_tokens: usage.reasoning_tokens.saturating_mul(choices),
+            ..*usage
+        };
+        let bill = self.bill(&usage, *tier, reported.model.as_deref());
+        self.book(outcome, &usage, UsageSource::Estimate, *tier, bill)
     }
 
     fn book_nothing(self, outcome: Outcome) -> Settling {

@@ -1,13 +1,14 @@
 //! Bills are compared with what was really produced.
 
-use breakeven::demo::{Fault, Settings, Verbatim};
+use breakeven::demo::{FakeBackend, Fault, Personality, Settings, Verbatim};
 use breakeven::economics::{NanoUsd, Usage};
 use breakeven::ledger::UsageSource;
 use bytes::Bytes;
 use serde_json::{Value, json};
 
 use super::{API_MODEL, OWN_MODEL, between, streamed, streamed_with_usage};
-use crate::support::{chat, with};
+use crate::support::proxy::Proxy;
+use crate::support::{Http, chat, with};
 
 /// gpt-4o-mini's list price: 0.15, 0.075 cached, 0.60 USD per million tokens.
 fn price_of(usage: &Usage) -> NanoUsd {
@@ -88,10 +89,53 @@ async fn an_answer_without_usage_is_estimated_and_says_so() {
     assert!(entry.usage.input_tokens > 0 && entry.usage.output_tokens > 0, "{:?}", entry.usage);
 }
 
+/// A proxy before a fake llama.cpp, whose server is told apart by its name.
+async fn before_llama_cpp() -> (FakeBackend, Proxy) {
+    let settings = Settings { output_tokens: 12, ..Settings::default() };
+    let llama = FakeBackend::start(Personality::LlamaCpp, settings).await.unwrap();
+    let config = format!(
+        "[backends.llama]\nkind = \"self_hosted\"\nserver = \"llama_cpp\"\nbase_url = \"{}\"\n\
+         hourly_usd = 1.0\nbilling = \"committed\"\n\
+         capacity = {{ input_tokens_per_second = 1000, output_tokens_per_second = 100, max_in_flight = 4 }}\n\
+         [routes.chat]\nmodels = [\"{OWN_MODEL}\"]\noffers = [{{ backend = \"llama\", model = \"tiny-llama\" }}]\n",
+        llama.url()
+    );
+    (llama, Proxy::start(&config).await.ready().await)
+}
+
 #[tokio::test]
-async fn usage_of_choices_that_llama_cpp_reports_one_by_one_is_not_lost() {
-    let stream = "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"a\"}}]}\n\n\
-                  data: {\"choices\":[],\"usage\":{\"prompt_tokens\":25,\"completion_tokens\":4,\"total_tokens\":29}}\n\n\
+async fn usage_that_llama_cpp_reports_choice_by_choice_is_summed() {
+    let (llama, proxy) = before_llama_cpp().await;
+    let http = Http::new(&proxy.url());
+    for body in [streamed(OWN_MODEL), streamed_with_usage(OWN_MODEL)] {
+        for choices in [1, 3] {
+            let reply = http.post("/chat/completions", &with(body.clone(), json!({"n": choices}))).await;
+            let truth = llama.produced().last().unwrap().usage;
+            assert_eq!(truth.output_tokens % choices, 0);
+            let entry = proxy.entries().await.remove(0);
+            assert_eq!((entry.usage, entry.usage_source), (truth, UsageSource::UpstreamUsage), "{choices}");
+            let chunks = reply.text().matches("\"usage\"").count();
+            let asked = body.get("stream_options").is_some();
+            assert_eq!(chunks, if asked { usize::try_from(choices).unwrap() } else { 0 }, "{}", reply.text());
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_answer_of_several_choices_whose_usage_is_that_of_one_is_estimated() {
+    let (llama, proxy) = before_llama_cpp().await;
+    let http = Http::new(&proxy.url());
+    http.post("/chat/completions", &with(chat(OWN_MODEL), json!({"n": 3}))).await;
+    let entry = proxy.entries().await.remove(0);
+    assert_eq!((entry.usage, entry.usage_source), (llama.produced()[0].usage, UsageSource::Estimate));
+    http.post("/chat/completions", &chat(OWN_MODEL)).await;
+    let entry = proxy.entries().await.remove(0);
+    assert_eq!((entry.usage, entry.usage_source), (llama.produced()[1].usage, UsageSource::UpstreamUsage));
+}
+
+#[tokio::test]
+async fn cumulative_usage_of_other_servers_is_not_summed() {
+    let stream = "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":25,\"completion_tokens\":4,\"total_tokens\":29}}\n\n\
                   data: {\"choices\":[{\"index\":1,\"delta\":{\"content\":\"b\"}}]}\n\n\
                   data: {\"choices\":[],\"usage\":{\"prompt_tokens\":25,\"completion_tokens\":6,\"total_tokens\":31}}\n\n\
                   data: [DONE]\n\n";
@@ -102,8 +146,7 @@ async fn usage_of_choices_that_llama_cpp_reports_one_by_one_is_not_lost() {
     });
     between.http.post("/chat/completions", &with(streamed(OWN_MODEL), json!({"n": 2}))).await;
     let usage = between.proxy.entries().await.remove(0).usage;
-    assert_eq!(usage.input_tokens, 25);
-    assert!(usage.output_tokens >= 6, "{usage:?}");
+    assert_eq!(usage, Usage::new(25, 6));
 }
 
 #[tokio::test]
