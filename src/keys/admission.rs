@@ -78,6 +78,13 @@ impl Keys {
         }
         Ok((admission, restriction))
     }
+
+    /// For what was bought before, and is read now: it is charged if it was not, and never refused.
+    pub fn admit_bought(&self, key: Option<&Key>, team: &str) -> Admission {
+        let mut admission = Admission::default();
+        self.accounts_of(key, team, "", |account| admission.holds.push(Hold::of_nothing(account)));
+        admission
+    }
 }
 
 fn refused(account: &Account, spent: Spent) -> NotAdmitted {

@@ -25,6 +25,12 @@ pub fn derived_id(backend: &str, path: &str) -> Uuid {
     uuid::Builder::from_custom_bytes(*id).into_uuid()
 }
 
+/// The id of a response, by its name at the backend or a path that ends with it.
+pub fn response_id(backend: &str, name: &str) -> Uuid {
+    let name = name.rsplit_once('/').map_or(name, |(_, name)| name);
+    derived_id(backend, &format!("/v1/responses/{name}"))
+}
+
 /// Whether a row with this id may come again.
 pub(super) const fn is_derived(id: &[u8; 16]) -> bool {
     id[6] >> 4 == DERIVED

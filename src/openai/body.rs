@@ -130,6 +130,7 @@ impl Kept {
             tier: if is_batch { Tier::Batch } else { tier.unwrap_or_default() },
             model: text_member(head, tail, b"\"model\""),
             id: text_member(head, &[], b"\"id\""),
+            is_background: false,
         })
     }
 }

@@ -34,6 +34,8 @@ pub struct Call {
     /// As the client wrote it; empty when the body has none.
     pub model: String,
     pub stream: bool,
+    /// The answer comes before the response is there, which is read later.
+    pub background: bool,
     /// The client itself asked for `stream_options.include_usage`.
     pub wants_usage: bool,
     /// `max_completion_tokens`, `max_tokens` or `max_output_tokens`, whichever the endpoint goes by.
@@ -89,6 +91,7 @@ impl Call {
             endpoint,
             model: String::new(),
             stream: false,
+            background: false,
             wants_usage: false,
             max_output_tokens: None,
             choices: 1,
@@ -138,7 +141,10 @@ impl Call {
             b"previous_response_id" | b"conversation" | b"web_search_options" => {
                 self.needs.hosted |= !is_null;
             }
-            b"background" => self.needs.hosted |= value == b"true",
+            b"background" => {
+                self.background = self.endpoint == Endpoint::Responses && value == b"true";
+                self.needs.hosted |= value == b"true";
+            }
             b"service_tier" => {
                 self.service_tier = json::string(value).and_then(|tier| Tier::named(&tier));
             }

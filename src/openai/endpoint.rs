@@ -8,6 +8,8 @@ pub enum Endpoint {
     ChatCompletions,
     Completions,
     Responses,
+    /// A response that is read back.
+    Response,
     Embeddings,
     Models,
     Model,
@@ -26,8 +28,8 @@ pub enum Endpoint {
 
 impl Endpoint {
     /// Understands `/v1/..`, and Azure's `/openai/v1/..` and `/openai/deployments/{deployment}/..`.
-    /// `path` has no query. Reading back what is stored
-    /// (`GET /v1/responses/{id}`) is [`Endpoint::Other`]: nothing is generated, so nothing may be billed.
+    /// `path` has no query. Reading back what else is stored (`GET /v1/chat/completions/{id}`) is
+    /// [`Endpoint::Other`]: nothing is generated, so nothing may be billed.
     pub fn of(method: &Method, path: &str) -> Self {
         let Some(rest) = below_version(path) else { return Self::Other };
         let mut segments = rest.splitn(3, '/');
@@ -36,6 +38,7 @@ impl Endpoint {
             ("POST", "chat", Some("completions"), None) => Self::ChatCompletions,
             ("POST", "completions", None, None) => Self::Completions,
             ("POST", "responses", None, None) => Self::Responses,
+            ("GET", "responses", Some(id), None) if !id.is_empty() => Self::Response,
             ("POST", "embeddings", None, None) => Self::Embeddings,
             ("GET" | "HEAD", "models", None, None) => Self::Models,
             ("GET" | "HEAD", "models", Some(id), _) if !id.is_empty() => Self::Model,
@@ -68,6 +71,7 @@ impl Endpoint {
             Self::ChatCompletions => "chat_completions",
             Self::Completions => "completions",
             Self::Responses => "responses",
+            Self::Response => "response",
             Self::Embeddings => "embeddings",
             Self::Models => "models",
             Self::Model => "model",
@@ -90,7 +94,8 @@ impl Endpoint {
     }
 
     /// Whether an answer may have cost something. Reading back what is stored costs nothing, though the answer
-    /// shows the usage of when it was made; a batch is billed when its output file is read.
+    /// shows the usage of when it was made; a batch is billed when its output file is read, and what was made in the
+    /// background when it is read.
     pub fn may_bill(self, method: &Method) -> bool {
         match self {
             Self::Models | Self::Model | Self::Batches => false,
@@ -145,7 +150,9 @@ mod tests {
             ("POST", "/openai/deployments/ada/embeddings", Endpoint::Embeddings),
             ("POST", "/v1/completions", Endpoint::Completions),
             ("POST", "/v1/responses", Endpoint::Responses),
-            ("GET", "/v1/responses/resp_1", Endpoint::Other),
+            ("GET", "/v1/responses/resp_1", Endpoint::Response),
+            ("GET", "/v1/responses/resp_1/input_items", Endpoint::Other),
+            ("DELETE", "/v1/responses/resp_1", Endpoint::Other),
             ("POST", "/v1/responses/resp_1/cancel", Endpoint::Other),
             ("GET", "/v1/chat/completions", Endpoint::Other),
             ("GET", "/v1/chat/completions/chatcmpl-1/messages", Endpoint::Other),

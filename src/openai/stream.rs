@@ -43,6 +43,7 @@ pub struct Report {
     pub tier: Option<Tier>,
     pub model: Option<String>,
     pub id: Option<String>,
+    pub is_background: bool,
     /// `[DONE]`, which is no proof of success: vLLM sends it after an error, too.
     pub saw_done: bool,
     pub saw_error: bool,
@@ -299,6 +300,7 @@ impl StreamReader {
         report.tier = seen.tier.or(report.tier);
         report.model = seen.model.or(report.model.take());
         report.id = seen.id.or(report.id.take());
+        report.is_background |= seen.is_background;
         let Some(counts) = seen.counts else { return false };
         let counts = match self.counts {
             Some(earlier) if self.endpoint == Endpoint::Messages => counts.over(earlier),

@@ -35,6 +35,8 @@ pub struct Reported {
     pub model: Option<String>,
     /// The response's id: the same id twice is the same use, not twice as much. Looked for like `model`.
     pub id: Option<String>,
+    /// It was made in the background: who asked for it was answered before.
+    pub is_background: bool,
 }
 
 /// Reads the usage of a complete answer: one JSON object, a realtime event, or a line of a batch's output.
@@ -84,7 +86,7 @@ fn from_end(endpoint: Endpoint, body: &[u8]) -> Option<Reported> {
     })
     .ok()?;
     let usage = counts?.usage(endpoint)?;
-    Some(Reported { usage, tier: tier.unwrap_or_default(), model: None, id: None })
+    Some(Reported { usage, tier: tier.unwrap_or_default(), ..Reported::default() })
 }
 
 /// The usages of a batch's output file, a response a line; lines of failed requests have none.
@@ -115,6 +117,7 @@ pub(super) struct Sighting {
     pub(super) model: Option<String>,
     pub(super) id: Option<String>,
     pub(super) has_error: bool,
+    pub(super) is_background: bool,
     is_batch: bool,
 }
 
@@ -130,6 +133,7 @@ impl Sighting {
                 b"model" => seen.model = owned(value),
                 b"id" => seen.id = owned(value),
                 b"error" => seen.has_error = value != b"null",
+                b"background" => seen.is_background = value == b"true",
                 b"object" => seen.is_batch = value == b"\"batch\"",
                 b"response" | b"message" | b"body" if value.starts_with(b"{") => {
                     inner = Some(member.value.clone());
@@ -154,6 +158,7 @@ impl Sighting {
         self.model = inner.model.or(self.model.take());
         self.id = inner.id.or(self.id.take());
         self.has_error |= inner.has_error;
+        self.is_background |= inner.is_background;
     }
 
     pub(super) fn reported(&self, endpoint: Endpoint) -> Option<Reported> {
@@ -166,6 +171,7 @@ impl Sighting {
             tier: self.tier.unwrap_or_default(),
             model: self.model.clone(),
             id: self.id.clone(),
+            is_background: self.is_background,
         })
     }
 }

@@ -142,6 +142,11 @@ pub fn admit_unread(
             return Err(ProxyError::NotAllowed { what: "the backend that serves this path" });
         }
     }
+    if exchange.endpoint() == Endpoint::Response {
+        let bought = gateway.keys.admit_bought(key.as_deref(), exchange.team());
+        exchange.set_admission(bought);
+        return Ok(());
+    }
     let buys = is_session || exchange.endpoint().may_bill(method);
     if !buys || (key.is_none() && !gateway.keys.has_budgets()) {
         return Ok(());

@@ -266,6 +266,15 @@ impl Exchange {
         Some(part)
     }
 
+    /// As [`Self::part`], of the same model and route, for what is billed once under this id.
+    fn part_once(&self, id: Uuid) -> Option<Self> {
+        let mut part = self.part()?;
+        part.id = id;
+        part.route.clone_from(&self.route);
+        part.name_model(self.requested_model());
+        Some(part)
+    }
+
     pub fn route(&self) -> Option<&Arc<Route>> {
         self.route.as_ref()
     }

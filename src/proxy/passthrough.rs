@@ -14,7 +14,7 @@ use super::exchange::Exchange;
 use super::headers::Head;
 use super::respond::stream;
 use super::{collect, fail, path_and_query};
-use crate::ledger::once::derived_id;
+use crate::ledger::once::{derived_id, response_id};
 use crate::openai::{Endpoint, json};
 use crate::upstream::Backend;
 use crate::upstream::client::{Clients, RequestBody};
@@ -39,10 +39,14 @@ pub async fn pass(
     let mut may_bill = exchange.endpoint().may_bill(&parts.method);
     if exchange.endpoint() == Endpoint::Files {
         may_bill &= path.ends_with("/content");
-        exchange.id = derived_id(backend.name(), path);
-        if may_bill {
-            exchange.gateway().recall(exchange.id).await;
-        }
+    }
+    match exchange.endpoint() {
+        Endpoint::Files => exchange.id = derived_id(backend.name(), path),
+        Endpoint::Response => exchange.id = response_id(backend.name(), path),
+        _ => {}
+    }
+    if exchange.endpoint() == Endpoint::Response || (exchange.endpoint() == Endpoint::Files && may_bill) {
+        exchange.gateway().recall(exchange.id).await;
     }
     exchange.set_buys(may_bill);
     let body = read_body(&exchange, &parts, incoming).await?;

@@ -148,6 +148,7 @@ impl Reader {
             tier: report.tier.unwrap_or_default(),
             model: report.model.clone(),
             id: report.id.clone(),
+            is_background: report.is_background,
         })
     }
 

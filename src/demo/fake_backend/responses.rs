@@ -1,6 +1,5 @@
 //! The Responses API: one object, or typed events that end with the object.
 
-use bytes::Bytes;
 use serde_json::{Value, json};
 
 use super::Personality;
@@ -10,6 +9,38 @@ use super::script::UsageStyle;
 use super::text;
 
 pub(super) fn responses(ask: &Ask<'_>) -> Result<Answer, Failure> {
+    let (model, reply) = replied(ask)?;
+    let answer = if ask.flag("stream") {
+        Answer::events(events(ask, &model, &reply))
+    } else {
+        Answer::json(&object(ask, &model, &reply, true))
+    };
+    Ok(answer.generating(reply.usage))
+}
+
+/// A response in the background: what is answered at once, and what is read later.
+pub(super) fn background(ask: &Ask<'_>) -> Result<(Answer, Value), Failure> {
+    let (model, reply) = replied(ask)?;
+    let done = object(ask, &model, &reply, true);
+    let answer = if ask.flag("stream") {
+        Answer::events(events(ask, &model, &reply))
+    } else {
+        Answer::json(&unfinished(&done, "queued"))
+    };
+    Ok((answer.generating(reply.usage), done))
+}
+
+/// What is read of a response that is not there yet.
+pub(super) fn unfinished(done: &Value, status: &str) -> Value {
+    let mut object = done.clone();
+    object["status"] = status.into();
+    object["output"] = json!([]);
+    object["usage"] = Value::Null;
+    object
+}
+
+/// The model that replies, and what.
+fn replied(ask: &Ask<'_>) -> Result<(String, Reply), Failure> {
     let model = ask.model()?;
     let Some(input) = ask.member("input") else { return Err(errors::missing(ask.personality, "input")) };
     let instructions = ask.text("instructions").map_or(0, |text| 3 + text::count(text));
@@ -20,13 +51,7 @@ pub(super) fn responses(ask: &Ask<'_>) -> Result<Answer, Failure> {
         _ => 0,
     };
     let reply = ask.reply(prompt + instructions + tools, ask.number("max_output_tokens"))?;
-    let model = ask.served_name(&model);
-    let answer = if ask.flag("stream") {
-        Answer::events(events(ask, &model, &reply))
-    } else {
-        Answer::whole("application/json", Bytes::from(object(ask, &model, &reply, true).to_string()))
-    };
-    Ok(answer.generating(reply.usage))
+    Ok((ask.served_name(&model), reply))
 }
 
 /// The response object, as it is at the start or at the end.
@@ -44,6 +69,7 @@ fn object(ask: &Ask<'_>, model: &str, reply: &Reply, at_end: bool) -> Value {
     let details = if incomplete { json!({"reason": "max_output_tokens"}) } else { Value::Null };
     let reported = at_end && ask.behaviour.usage != UsageStyle::Never;
     json!({"id": ask.id("resp_"), "object": "response", "created_at": ask.created, "status": status,
+        "background": ask.flag("background"),
         "model": model, "output": output, "error": null, "incomplete_details": details,
         "instructions": ask.member("instructions"), "metadata": {}, "parallel_tool_calls": true,
         "temperature": 1.0, "top_p": 1.0, "tool_choice": ask.member("tool_choice").cloned().unwrap_or("auto".into()),

@@ -1,4 +1,4 @@
-//! Files and batches: what OpenAI keeps for its clients, kept in memory.
+//! Files, batches and responses in the background: what OpenAI keeps for its clients, kept in memory.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -24,10 +24,18 @@ pub(super) struct Store {
 struct Objects {
     files: HashMap<String, (Value, Bytes)>,
     batches: HashMap<String, Value>,
+    responses: HashMap<String, Response>,
+}
+
+/// A response that was asked for in the background. Who reads it first is too early.
+#[derive(Debug)]
+struct Response {
+    done: Value,
+    was_read: bool,
 }
 
 impl Store {
-    /// Answers below `/files` and `/batches`; none when the path is another.
+    /// Answers below `/files`, `/batches` and, in the background, `/responses`; none when the path is another.
     pub(super) fn answer(&self, ask: &Ask<'_>) -> Option<Result<Answer, Failure>> {
         let segments: Vec<&str> = ask.path.trim_start_matches('/').split('/').collect();
         Some(match (ask.method, segments.as_slice()) {
@@ -46,6 +54,8 @@ impl Store {
                 let batch = self.objects().batches.get(*id).cloned();
                 batch.map(|batch| Answer::json(&batch)).ok_or_else(|| errors::no_such_object("Batch", id))
             }
+            ("POST", ["responses"]) if ask.flag("background") => self.begin(ask),
+            ("GET", ["responses", id]) => self.response(id),
             _ => return None,
         })
     }
@@ -79,6 +89,25 @@ impl Store {
             objects.files.insert(id.to_owned(), (object.clone(), content));
         }
         object
+    }
+
+    fn begin(&self, ask: &Ask<'_>) -> Result<Answer, Failure> {
+        let (answer, done) = responses::background(ask)?;
+        let mut objects = self.objects();
+        if objects.responses.len() < MAX_OBJECTS {
+            objects.responses.insert(ask.id("resp_"), Response { done, was_read: false });
+        }
+        Ok(answer)
+    }
+
+    fn response(&self, id: &str) -> Result<Answer, Failure> {
+        let mut objects = self.objects();
+        let response = objects.responses.get_mut(id).ok_or_else(|| errors::no_such_object("Response", id))?;
+        if std::mem::replace(&mut response.was_read, true) {
+            Ok(Answer::json(&response.done))
+        } else {
+            Ok(Answer::json(&responses::unfinished(&response.done, "in_progress")))
+        }
     }
 
     /// Runs a batch at once: every line of the input file gets its answer in the output file.

@@ -8,6 +8,7 @@ use tokio::sync::oneshot;
 use super::{Exchange, Produced, Settling};
 use crate::economics::{NanoUsd, Slot, Tier, Timestamp, Usage};
 use crate::gateway::Home;
+use crate::ledger::once::response_id;
 use crate::ledger::{Entry, Outcome, Ticket, UsageSource};
 use crate::metrics::{AttemptResult, SpendKind};
 use crate::openai::tokenizer::{Encoding, Vocabulary};
@@ -25,6 +26,7 @@ impl Exchange {
     pub fn settle_stream(mut self, outcome: Outcome, reader: &mut Reader) -> Settling {
         self.end_attempt(attempt_result(outcome, self.status), None);
         match reader.reported() {
+            reported if self.is_later() => self.book_later(outcome, reported.as_ref()),
             _ if self.endpoint == Endpoint::Files && !self.is_first_reading(outcome) => {
                 self.book_no_row(outcome)
             }
@@ -38,6 +40,7 @@ impl Exchange {
     pub fn settle_unary(mut self, outcome: Outcome, reported: Option<&Reported>, answer: &Bytes) -> Settling {
         self.end_attempt(attempt_result(outcome, self.status), None);
         match reported {
+            reported if self.is_later() => self.book_later(outcome, reported),
             Some(reported) if self.has_usage_per_choice() => self.book_one_choice(outcome, reported),
             Some(reported) => self.book_reported(outcome, reported),
             None if self.expects_usage(outcome) => {
@@ -65,6 +68,7 @@ impl Exchange {
         let _settling = match reader.reported() {
             // Who reads only a part of a file buys nothing: it was made long ago, and will be read again.
             _ if self.endpoint == Endpoint::Files => self.book_no_row(Outcome::Cancelled),
+            reported if self.is_later() => self.book_later(Outcome::Cancelled, reported.as_ref()),
             Some(reported) => self.book_reported(Outcome::Cancelled, &reported),
             None => self.count_stream(Outcome::Cancelled, reader),
         };
@@ -107,6 +111,31 @@ impl Exchange {
 
     fn book_no_row(mut self, outcome: Outcome) -> Settling {
         self.buys = false;
+        self.book_nothing(outcome)
+    }
+
+    /// Whether its usage, if there is any, is that of a response which is made while nobody waits for it.
+    fn is_later(&self) -> bool {
+        self.endpoint == Endpoint::Response || self.call.as_ref().is_some_and(|call| call.background)
+    }
+
+    /// Books a response that is made in the background, or was, when its usage is seen: once, in a row of its own whose
+    /// id is made from the response's. The call that began it has a row without usage, and who reads it has none.
+    fn book_later(self, outcome: Outcome, reported: Option<&Reported>) -> Settling {
+        let Some(reported) = reported.filter(|reported| reported.is_background || self.call.is_some()) else {
+            return self.book_nothing(outcome);
+        };
+        if self.endpoint == Endpoint::Response {
+            let is_first = self.gateway.billed.is_first(self.id);
+            return if is_first { self.book_reported(outcome, reported) } else { self.book_nothing(outcome) };
+        }
+        let Some(name) = &reported.id else { return self.book_reported(outcome, reported) };
+        let id = self.served.as_ref().map(|served| response_id(served.backend.name(), name));
+        if let Some(id) = id.filter(|id| self.gateway.billed.is_first(*id))
+            && let Some(part) = self.part_once(id)
+        {
+            drop(part.book_reported(outcome, reported));
+        }
         self.book_nothing(outcome)
     }
 

@@ -2,12 +2,13 @@
 
 use breakeven::economics::{NanoUsd, Tier, Usage};
 use breakeven::ledger::UsageSource;
+use breakeven::prices;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::between;
 use super::canned::{Canned, answer};
+use super::{API_MODEL, between};
 use crate::support::Http;
 
 const ANTHROPIC: &str = r#"
@@ -208,6 +209,61 @@ async fn the_output_of_a_batch_is_billed_once_however_often_it_is_read() {
     assert_eq!(counted, NanoUsd::ZERO, "nor is it counted");
     canned.http.get("/files/file-3/content").await;
     assert_eq!(canned.proxy.entries().await.len(), 3);
+}
+
+#[tokio::test]
+async fn a_response_in_the_background_is_billed_once_when_its_usage_is_first_seen() {
+    let between = between().await;
+    let body = json!({"model": API_MODEL, "input": "Hello there", "background": true});
+    let begun = between.http.post("/responses", &body).await;
+    assert_eq!((&begun.json()["status"], begun.header("x-breakeven-cost-usd")), (&json!("queued"), ""));
+    let path = format!("/responses/{}", begun.json()["id"].as_str().unwrap());
+    let statuses: Vec<Value> = [
+        between.http.get(&path).await.json()["status"].clone(),
+        between.http.get(&path).await.json()["status"].clone(),
+        between.http.get(&path).await.json()["status"].clone(),
+    ]
+    .into();
+    assert_eq!(statuses, ["in_progress", "completed", "completed"]);
+
+    let entries = between.proxy.entries().await;
+    let truth = between.api.produced()[0].usage;
+    let endpoints: Vec<&str> = entries.iter().map(|entry| &*entry.endpoint).collect();
+    assert_eq!(endpoints, ["response", "responses"], "the reading, and the call that began it");
+    assert_eq!((entries[1].usage, entries[1].usage_source), (Usage::default(), UsageSource::None));
+    assert_eq!((entries[1].cost, entries[1].unpriced), (NanoUsd::ZERO, false));
+    assert_eq!((entries[0].usage, entries[0].usage_source), (truth, UsageSource::UpstreamUsage));
+    let cost = prices::built_in().card(API_MODEL).unwrap().cost(&truth, Tier::Standard);
+    assert_eq!(entries[0].cost, cost);
+    assert_eq!(between.proxy.dollars("breakeven_request_cost_usd_total", "").await, cost);
+}
+
+#[tokio::test]
+async fn a_stream_of_a_response_in_the_background_is_billed_with_it_and_not_when_it_is_read_again() {
+    let between = between().await;
+    let body = json!({"model": API_MODEL, "input": "Hello there", "background": true, "stream": true});
+    let begun = between.http.post("/responses", &body).await;
+    let (_, rest) = begun.text().split_once("\"id\":\"resp_").unwrap();
+    let path = format!("/responses/resp_{}", rest.split_once('"').unwrap().0);
+    for _ in 0..3 {
+        assert_eq!(between.http.get(&path).await.status, 200);
+    }
+    let entries = between.proxy.entries().await;
+    let truth = between.api.produced()[0].usage;
+    assert_eq!(entries.len(), 2, "{entries:?}");
+    let used: Vec<Usage> =
+        entries.iter().map(|entry| entry.usage).filter(|usage| usage.total_tokens() > 0).collect();
+    assert_eq!(used, [truth]);
+    assert!(entries.iter().all(|entry| (&*entry.route, &*entry.requested_model) == ("api", API_MODEL)));
+}
+
+#[tokio::test]
+async fn a_stored_response_that_nobody_waited_for_in_vain_is_not_billed_again() {
+    let body = json!({"id": "resp_1", "object": "response", "status": "completed", "background": false,
+        "model": "gpt-4o-mini-2024-07-18", "usage": {"input_tokens": 9, "output_tokens": 4}});
+    let canned = Canned::new(answer("content-type: application/json", body.to_string().as_bytes())).await;
+    assert_eq!(canned.http.get("/responses/resp_1").await.json(), body);
+    assert!(canned.proxy.entries().await.is_empty());
 }
 
 /// A text frame of a server.
