@@ -1,6 +1,7 @@
 //! What an endpoint answers, before anything is sent: a whole body or the events of a stream.
 
 use bytes::Bytes;
+use memchr::memmem;
 use serde_json::{Value, json};
 
 use super::errors::{self, Failure};
@@ -46,7 +47,8 @@ pub(super) enum Payload {
 /// One event of a stream.
 #[derive(Debug, Clone)]
 pub(super) struct Event {
-    pub(super) text: String,
+    /// As it is on the wire, to its empty line.
+    pub(super) text: Bytes,
     pub(super) output_tokens: u64,
     pub(super) reasoning_tokens: u64,
 }
@@ -54,16 +56,16 @@ pub(super) struct Event {
 impl Event {
     /// `data: {..}` with how many tokens it brings.
     pub(super) fn data(value: &Value, output_tokens: u64) -> Self {
-        Self { text: format!("data: {value}\n\n"), output_tokens, reasoning_tokens: 0 }
+        Self { text: format!("data: {value}\n\n").into(), output_tokens, reasoning_tokens: 0 }
     }
 
     /// `event: NAME` and `data: {..}`.
     pub(super) fn named(name: &str, value: &Value, output_tokens: u64) -> Self {
-        Self { text: format!("event: {name}\ndata: {value}\n\n"), output_tokens, reasoning_tokens: 0 }
+        Self { text: format!("event: {name}\ndata: {value}\n\n").into(), output_tokens, reasoning_tokens: 0 }
     }
 
     pub(super) fn done() -> Self {
-        Self { text: "data: [DONE]\n\n".to_owned(), output_tokens: 0, reasoning_tokens: 0 }
+        Self { text: Bytes::from_static(b"data: [DONE]\n\n"), output_tokens: 0, reasoning_tokens: 0 }
     }
 }
 
@@ -88,9 +90,12 @@ impl Answer {
         if !content_type.starts_with("text/event-stream") {
             return Self::whole(content_type, body.clone()).generating(Usage::default());
         }
-        let text = String::from_utf8_lossy(body);
-        let event = |text: &str| Event { text: text.to_owned(), output_tokens: 0, reasoning_tokens: 0 };
-        Self { content_type, ..Self::events(text.split_inclusive("\n\n").map(event).collect()) }
+        let ends = memmem::find_iter(body, "\n\n").map(|end| end + 2).chain([body.len()]);
+        let event = |start: &mut usize, end| {
+            let text = body.slice(std::mem::replace(start, end)..end);
+            Some(Event { text, output_tokens: 0, reasoning_tokens: 0 })
+        };
+        Self { content_type, ..Self::events(ends.scan(0, event).collect()) }
     }
 
     pub(super) fn generating(self, usage: Usage) -> Self {

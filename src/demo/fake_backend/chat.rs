@@ -190,7 +190,7 @@ impl Dresser<'_> {
         let key = match self.ask.personality {
             Personality::OpenAi => {
                 let silent = Event {
-                    text: String::new(),
+                    text: Bytes::new(),
                     output_tokens: words.len() as u64,
                     reasoning_tokens: words.len() as u64,
                 };

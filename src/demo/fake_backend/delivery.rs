@@ -236,19 +236,18 @@ impl Encoder {
         }
     }
 
-    async fn send(&mut self, event: &str, frames: &Frames) -> Result<(), Gone> {
-        let comment = if self.comments { ":\n\n: keep-alive\n\n" } else { "" };
-        let mut text = format!("{comment}{event}");
-        if self.carriage_returns {
-            text = text.replace('\n', "\r\n");
+    async fn send(&mut self, event: &Bytes, frames: &Frames) -> Result<(), Gone> {
+        let mut bytes = event.clone();
+        if self.comments {
+            bytes = [&b":\n\n: keep-alive\n\n"[..], &bytes].concat().into();
         }
-        let bytes = match &mut self.gzip {
-            Some(encoder) => {
-                encoder.write_all(text.as_bytes()).and_then(|()| encoder.flush()).map_err(|_| Gone)?;
-                Bytes::from(std::mem::take(encoder.get_mut()))
-            }
-            None => Bytes::from(text),
-        };
+        if self.carriage_returns {
+            bytes = String::from_utf8_lossy(&bytes).replace('\n', "\r\n").into();
+        }
+        if let Some(encoder) = &mut self.gzip {
+            encoder.write_all(&bytes).and_then(|()| encoder.flush()).map_err(|_| Gone)?;
+            bytes = std::mem::take(encoder.get_mut()).into();
+        }
         send_bytes(frames, &bytes, self.single_bytes).await
     }
 

@@ -1,5 +1,6 @@
 //! The Responses API: one object, or typed events that end with the object.
 
+use bytes::Bytes;
 use serde_json::{Value, json};
 
 use super::Personality;
@@ -114,7 +115,7 @@ fn events(ask: &Ask<'_>, model: &str, reply: &Reply) -> Vec<Event> {
     stream.push("response.in_progress", json!({"response": begun}), 0);
     if reply.usage.reasoning_tokens > 0 {
         let tokens = reply.usage.reasoning_tokens;
-        stream.events.push(Event { text: String::new(), output_tokens: tokens, reasoning_tokens: tokens });
+        stream.events.push(Event { text: Bytes::new(), output_tokens: tokens, reasoning_tokens: tokens });
     }
     let added = json!({"output_index": 0, "item": item(ask, reply, false)});
     stream.push("response.output_item.added", added, 0);

@@ -234,8 +234,10 @@ async fn slow_streams_slow_heads_and_slow_readers_leave_other_calls_unharmed() {
         events.next().await.unwrap();
         streams.push(events);
     }
-    let event = b"data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"long\"}}]}\n\n";
-    let long = Verbatim { content_type: "text/event-stream", body: event.repeat(200_000).into() };
+    // Fifteen megabytes: more than the sockets between take.
+    let words = "long ".repeat(3_000);
+    let event = format!("data: {{\"choices\":[{{\"index\":0,\"delta\":{{\"content\":\"{words}\"}}}}]}}\n\n");
+    let long = Verbatim { content_type: "text/event-stream", body: event.repeat(1_000).into() };
     api.set(|settings| {
         settings.time_per_output_token = Duration::ZERO;
         settings.verbatim = Some(long);

@@ -1,6 +1,6 @@
 //! Mixed traffic for as long as one likes: memory and open files do not grow.
 //!
-//! `scripts/soak` runs it for half an hour against the released program.
+//! `scripts/soak` does the like to the released program, at half of what that can take, for half an hour.
 
 use std::time::Duration;
 
