@@ -2,9 +2,11 @@
 //!
 //! A fleet is a set of layers (see [`super::layers`]), each of which is on or off. For every layer a couple of
 //! hundred rules run in the shadow: lazy capacity with many prices of a change, thresholds on smoothed gains,
-//! thresholds on forecasts. Each is charged what its replica would have cost, start-up and minimum included.
+//! thresholds on forecasts, the cheapest rule of a chain of forecasts. Each is charged what its
+//! replica would have cost, start-up and minimum included.
 //! The layer follows the rule that has lost least lately, judged by the layer's own losses and, with less
-//! weight, by those on all layers, and changes only when another leads by the price of a start.
+//! weight, by those on all layers, and changes only when another leads by the price of a start. The rule that
+//! has a proof begins with a lead: what a few minutes say about two hundred rules is mostly luck.
 //!
 //! Forecasts are linear regressions learnt online. They earn their place like every other rule: where they are
 //! no better than the simple rules, the simple rules are followed.
@@ -13,6 +15,7 @@
 //! honoured, and never more is wanted than the pool may hold. All quantities are in rents of a slot; money is
 //! counted elsewhere.
 
+mod chain;
 mod experts;
 mod forecast;
 mod history;
@@ -22,6 +25,7 @@ use std::time::Duration;
 use super::layers::slots_in;
 use super::policy::{Decision, Fleet, Policy, Reason, Slot};
 use super::{PoolSpec, Timestamp, break_even};
+use chain::{Advice, Chain, Class};
 use experts::{HALF_LIVES, Life, Rule, Shadow, Sight};
 use forecast::{FEATURES, Features, Regression, STRETCHES};
 use history::{Fading, History, Rhythm, rate};
@@ -29,11 +33,17 @@ use history::{Fading, History, Rhythm, rate};
 /// Losses are halved in this time.
 const LOSS_HALF_LIFE: Duration = Duration::from_hours(48);
 
-/// What the regressions have learnt is halved in this time.
+/// What the regressions and the chain have learnt is halved in this time.
 const FORECAST_HALF_LIFE: Duration = Duration::from_hours(96);
 
 /// Weight of the losses on all layers beside the layer's own.
 const SHARED: f64 = 0.3;
+
+/// Lead of the first rule, in prices of a start. It fades with the losses.
+const HEAD_START: f64 = 3.0;
+
+/// The chain is solved again after so many units.
+const SOLVE_EVERY: usize = 30;
 
 /// Edges of the lags that the forecast sees, in fifths of a start-up.
 const LAGS: [usize; 12] = [0, 1, 2, 4, 7, 11, 16, 22, 30, 45, 60, 90];
@@ -110,6 +120,11 @@ impl Scales {
         Life { startup: self.startup, minimum: self.minimum }
     }
 
+    /// The price of a start, and of a change of rule.
+    fn price_of_a_change(self) -> f64 {
+        f64::from(self.startup.max(1))
+    }
+
     /// A rate whose half-life is given in units.
     #[expect(clippy::cast_precision_loss, reason = "a few slots")]
     fn rate(self, half_life: f64) -> f64 {
@@ -128,6 +143,8 @@ struct State {
     rules: Vec<Rule>,
     layers: Vec<Layer>,
     regression: Regression,
+    chain: Chain,
+    slots_seen: usize,
     /// Losses of each rule on all layers.
     shared: Vec<f64>,
     /// The volume in replicas.
@@ -135,7 +152,9 @@ struct State {
     worth: Fading,
     rent_of_work: Fading,
     keep_loss: f64,
+    /// For one lesson of the regressions, and for a slot of the chain.
     keep_lesson: f64,
+    keep_count: f64,
 }
 
 #[derive(Debug)]
@@ -148,6 +167,8 @@ struct Layer {
     week: Rhythm,
     /// Features of the last slots, in a ring: what was known then about what has come since.
     known: Vec<Features>,
+    /// Classes of the forecasts of the last unit, in a ring; none while the layer was asleep.
+    classes: Vec<Option<Class>>,
     seen: usize,
     shadows: Vec<Shadow>,
     pick: usize,
@@ -159,19 +180,25 @@ impl State {
         let rules = experts::rules();
         let first = experts::first_rule(&rules);
         let keep = |half_life: Duration| (-slot.as_secs_f64() / half_life.as_secs_f64()).exp2();
+        let handicaps: Vec<f64> = (0..rules.len())
+            .map(|rule| if rule == first { 0.0 } else { HEAD_START * scales.price_of_a_change() })
+            .collect();
         let mut belief = [0.0; FEATURES];
         belief[..4].copy_from_slice(&[0.4, 0.2, 0.2, 0.2]);
         Self {
             scales,
-            layers: (0..layers).map(|_| Layer::new(scales, slot, rules.len(), first)).collect(),
-            shared: vec![0.0; rules.len()],
+            layers: (0..layers).map(|_| Layer::new(scales, slot, &handicaps, first)).collect(),
+            shared: handicaps,
             rules,
             regression: Regression::new(belief),
+            chain: Chain::new(),
+            slots_seen: 0,
             volume: [Fading::default(); VOLUME_HALF_LIVES.len()],
             worth: Fading::default(),
             rent_of_work: Fading::default(),
             keep_loss: keep(LOSS_HALF_LIFE),
             keep_lesson: keep(FORECAST_HALF_LIFE).powf(1.0 / layers.max(1) as f64),
+            keep_count: keep(FORECAST_HALF_LIFE),
         }
     }
 
@@ -194,12 +221,22 @@ impl State {
             layer.teach(&mut self.regression, scales, self.keep_lesson);
             let features = layer.features(at, scales, index, &self.volume);
             let forecast = self.regression.forecast(&features);
+            let advice = layer.count(&mut self.chain, &features, forecast, scales);
             layer.remember(features);
-            layer.decide(&self.rules, gain, forecast, scales.life());
+            layer.decide(&self.rules, gain, forecast, advice, scales.life());
         }
-        let price_of_a_change = f64::from(scales.startup.max(1));
+        self.improve_chain();
         for layer in &mut self.layers {
-            layer.choose(&self.shared, price_of_a_change);
+            layer.choose(&self.shared, scales.price_of_a_change());
+        }
+    }
+
+    fn improve_chain(&mut self) {
+        let Scales { startup, unit, .. } = self.scales;
+        self.chain.fade(self.keep_count);
+        self.slots_seen += 1;
+        if self.slots_seen.is_multiple_of(SOLVE_EVERY * unit) {
+            self.chain.solve((startup as usize).div_ceil(unit));
         }
     }
 
@@ -216,7 +253,7 @@ impl State {
 }
 
 impl Layer {
-    fn new(scales: Scales, slot: Duration, rules: usize, first: usize) -> Self {
+    fn new(scales: Scales, slot: Duration, handicaps: &[f64], first: usize) -> Self {
         let longest = LAGS[LAGS.len() - 1] * scales.unit;
         Self {
             history: History::new(longest.max(scales.reach())),
@@ -226,8 +263,9 @@ impl Layer {
             day: Rhythm::new(Duration::from_hours(24), slot, 0.4),
             week: Rhythm::new(Duration::from_hours(7 * 24), slot, 0.7),
             known: vec![[0.0; FEATURES]; scales.reach() + 1],
+            classes: vec![None; scales.unit],
             seen: 0,
-            shadows: vec![Shadow::default(); rules],
+            shadows: handicaps.iter().map(|loss| Shadow::losing(*loss)).collect(),
             pick: first,
         }
     }
@@ -258,7 +296,7 @@ impl Layer {
             return;
         }
         let known = &self.known[(self.seen - reach) % self.known.len()];
-        if known[..FEATURES - 1].iter().map(|feature| feature.abs()).sum::<f64>() < ASLEEP {
+        if is_asleep(known) {
             return;
         }
         let came = stretches(scales).map(|(from, to)| self.history.mean(reach - to, reach - from));
@@ -294,14 +332,32 @@ impl Layer {
         features
     }
 
+    /// Shows the chain the change of class in the last unit, and asks it what is best now.
+    fn count(
+        &mut self,
+        chain: &mut Chain,
+        features: &Features,
+        forecast: [f64; STRETCHES],
+        scales: Scales,
+    ) -> Advice {
+        let [near, next, _] = forecast;
+        let class = Class::of(near, next);
+        let place = self.seen % self.classes.len();
+        if let Some(before) = self.classes[place] {
+            chain.learn(before, class, self.history.mean(0, scales.unit));
+        }
+        self.classes[place] = (!is_asleep(features)).then_some(class);
+        chain.advice(class)
+    }
+
     fn remember(&mut self, features: Features) {
         let place = self.seen % self.known.len();
         self.known[place] = features;
         self.seen += 1;
     }
 
-    fn decide(&mut self, rules: &[Rule], gain: f64, forecast: [f64; STRETCHES], life: Life) {
-        let sight = Sight { gain, means: self.means.map(|mean| mean.mean), forecast };
+    fn decide(&mut self, rules: &[Rule], gain: f64, forecast: [f64; STRETCHES], advice: Advice, life: Life) {
+        let sight = Sight { gain, means: self.means.map(|mean| mean.mean), forecast, advice };
         for (shadow, rule) in self.shadows.iter_mut().zip(rules) {
             shadow.decide(*rule, &sight, life);
         }
@@ -315,6 +371,10 @@ impl Layer {
             self.pick = best;
         }
     }
+}
+
+fn is_asleep(features: &Features) -> bool {
+    features[..FEATURES - 1].iter().map(|feature| feature.abs()).sum::<f64>() < ASLEEP
 }
 
 /// Slots ahead that are forecast.

@@ -4,6 +4,7 @@
 //! start-up, and the minimum paid to its end. Rules only see finished slots, so their losses are honest.
 
 use super::super::lcp::LazyLayer;
+use super::chain::Advice;
 use super::forecast::STRETCHES;
 
 /// What the rules of a layer look at; gains are in rents of a slot.
@@ -15,6 +16,7 @@ pub(super) struct Sight {
     pub means: [f64; HALF_LIVES.len()],
     /// Forecast means of the gain over the stretches ahead.
     pub forecast: [f64; STRETCHES],
+    pub advice: Advice,
 }
 
 /// Half-lives of the means, in fifths of a start-up (at the default economy, in minutes).
@@ -30,6 +32,8 @@ pub(super) enum Rule {
     FastDown { of: usize, up: f64, down: f64 },
     /// On when the forecast beyond the start-up is above `up`; off when the view ahead is below `down`.
     Forecast { view: View, up: f64, down: f64 },
+    /// What the chain of forecasts holds to be cheapest.
+    Chained,
 }
 
 /// How the stretches ahead become one number for a replica that is on.
@@ -73,6 +77,7 @@ pub(super) fn rules() -> Vec<Rule> {
             }
         }
     }
+    rules.push(Rule::Chained);
     rules
 }
 
@@ -106,6 +111,13 @@ impl Rule {
                 };
                 ahead > down
             }
+            Self::Chained => {
+                if on {
+                    sight.advice.keep
+                } else {
+                    sight.advice.start
+                }
+            }
         }
     }
 }
@@ -130,6 +142,11 @@ pub(super) struct Life {
 }
 
 impl Shadow {
+    /// A shadow that begins with a loss.
+    pub(super) fn losing(loss: f64) -> Self {
+        Self { loss, ..Self::default() }
+    }
+
     pub(super) fn wants(&self) -> bool {
         self.wants
     }
@@ -161,7 +178,12 @@ mod tests {
     const UP: Rule = Rule::Mean { of: 0, up: 1.0, down: 1.0 };
 
     fn sight(gain: f64) -> Sight {
-        Sight { gain, means: [gain; HALF_LIVES.len()], forecast: [gain; STRETCHES] }
+        Sight {
+            gain,
+            means: [gain; HALF_LIVES.len()],
+            forecast: [gain; STRETCHES],
+            advice: Advice::default(),
+        }
     }
 
     fn losses(life: Life, gains: &[f64]) -> Vec<f64> {
