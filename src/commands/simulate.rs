@@ -13,13 +13,17 @@ use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 
 use crate::economics::lcp::LazyCapacity;
-use crate::economics::{PolicyKind, PolicySettings, PoolSpec, policy_for};
+use crate::economics::{PolicyKind, PolicySettings, PoolSpec, Slot, policy_for};
 use crate::simulator::engine::{self, Outcome};
 use crate::simulator::hindsight::{self, Optimum};
 use crate::simulator::{Demand, Tally};
 
 use super::economy::{Economy, EconomyArgs, duration, positive_duration};
 use input::Source;
+
+/// Bills and work, in replica-seconds, beyond these are refused: half of what their integers can hold, or less.
+const LARGEST_BILL_USD: f64 = 4e9;
+const LARGEST_WORK_SECONDS: f64 = 4e12;
 
 /// Replays traces, or the ledger, through the policies that run live: each against the API alone, the best
 /// fixed fleet, and the cheapest plan that knew the future.
@@ -179,11 +183,20 @@ fn demand(arguments: &SimulateArgs, economy: &Economy, tally: &Tally) -> anyhow:
             .context("no scale gives that `--rho`: the trace costs nothing, or the machine does")?,
         None => arguments.scale.unwrap_or(1.0),
     };
+    if !can_be_counted(&tally.demand(1.0, arguments.horizon).total(), scale) {
+        bail!("at a scale of {scale} the trace's cost or work is too large to be counted");
+    }
     let demand = tally.demand(scale, arguments.horizon);
     if demand.slots.is_empty() {
         bail!("the trace has no rows");
     }
     Ok((demand, scale))
+}
+
+/// Whether sums of a trace stay, times `scale`, within what amounts of money and work can hold.
+fn can_be_counted(total: &Slot, scale: f64) -> bool {
+    total.api_cost.to_usd_f64() * scale < LARGEST_BILL_USD
+        && total.work.as_replica_seconds_f64() * scale < LARGEST_WORK_SECONDS
 }
 
 fn replay(

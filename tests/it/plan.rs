@@ -143,3 +143,16 @@ fn a_reader_that_has_seen_enough_is_no_error() {
     let ended = program.wait_with_output().unwrap();
     assert_eq!((ended.status.code(), String::from_utf8_lossy(&ended.stderr).as_ref()), (Some(0), ""));
 }
+
+#[test]
+fn a_scale_beyond_what_amounts_can_hold_is_refused_and_not_wrapped() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/traces/syn_onoff30m_7d.csv.gz");
+    for scale in [["--scale", "1e300"], ["--rho", "1e300"]] {
+        let arguments = ["breakeven", "simulate", path, "--policy", "api", scale[0], scale[1]];
+        let Command::Simulate(arguments) = Cli::try_parse_from(arguments).unwrap().command else {
+            panic!("it is a simulation");
+        };
+        let refusal = simulate::run(&arguments, &mut Vec::<u8>::new()).unwrap_err();
+        assert!(format!("{refusal:#}").contains("too large to be counted"), "{refusal:#}");
+    }
+}
