@@ -10,8 +10,8 @@ use super::advice::grouped;
 
 const SIZE: (u32, u32) = (1000, 620);
 const API: RGBColor = RGBColor(0, 114, 178);
-const OWN: RGBColor = RGBColor(213, 94, 0);
-const MIX: RGBColor = RGBColor(0, 158, 115);
+const OWN: RGBColor = RGBColor(0, 158, 115);
+const MIX: RGBColor = RGBColor(106, 63, 196);
 
 /// Volumes drawn, from 100 to 10 million a day, evenly on a logarithmic axis.
 const POINTS: u32 = 400;

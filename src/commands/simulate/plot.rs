@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::bail;
 use plotters::coord::Shift;
 use plotters::coord::types::RangedCoordf64;
+use plotters::element::DashedPathElement;
 use plotters::prelude::*;
 
 use crate::economics::NanoUsd;
@@ -12,7 +13,7 @@ use crate::simulator::engine::Outcome;
 
 use super::Simulation;
 
-const SIZE: (u32, u32) = (1200, 1000);
+const SIZE: (u32, u32) = (1200, 1200);
 
 /// Points of a line at most; more would only make the file large.
 const POINTS: usize = 1200;
@@ -21,20 +22,32 @@ const POINTS: usize = 1200;
 const UNITS: [(&str, f64); 3] = [("days", 86_400.0), ("hours", 3600.0), ("minutes", 60.0)];
 const SECONDS: (&str, f64) = ("seconds", 1.0);
 
-/// Colours that stay apart for the colour-blind (Okabe and Ito), one a policy.
-const COLOURS: [RGBColor; 7] = [
-    RGBColor(0, 114, 178),
-    RGBColor(230, 159, 0),
-    RGBColor(0, 158, 115),
-    RGBColor(213, 94, 0),
-    RGBColor(204, 121, 167),
-    RGBColor(86, 180, 233),
-    RGBColor(90, 90, 90),
-];
+/// Colours that stay apart for the colour-blind (Okabe and Ito).
+const API: RGBColor = RGBColor(0, 114, 178);
+const SELF_HOSTED: RGBColor = RGBColor(0, 158, 115);
+const ALL_SELF_HOSTED: RGBColor = RGBColor(0, 92, 67);
+const BREAK_EVEN: RGBColor = RGBColor(213, 94, 0);
+/// One for each policy that decides.
+const POLICIES: [RGBColor; 4] =
+    [RGBColor(230, 159, 0), RGBColor(204, 121, 167), RGBColor(86, 180, 233), RGBColor(90, 90, 90)];
+
+/// Pixels of a dash and of the gap behind it.
+const DASH: (i32, i32) = (7, 5);
+
+/// Width of a line in the legend.
+const SWATCH: i32 = 19;
+
+/// Pixels of the legend: a line's name, and what is around them all.
+const LEGEND_LINE: f64 = 15.5;
+const LEGEND_FRAME: f64 = 24.0;
+/// Pixels between the time axis and the top of a panel, without title and margins.
+const PLOT_HEIGHT: f64 = 310.0;
 
 type Drawn = Result<(), DrawingAreaErrorKind<std::io::Error>>;
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+
+type Chart<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
 
 pub(super) fn draw(simulation: &Simulation, path: &Path) -> anyhow::Result<()> {
     if path.extension().is_none_or(|extension| !extension.eq_ignore_ascii_case("svg")) {
@@ -42,12 +55,46 @@ pub(super) fn draw(simulation: &Simulation, path: &Path) -> anyhow::Result<()> {
     }
     let root = SVGBackend::new(path, SIZE).into_drawing_area();
     root.fill(&WHITE)?;
-    let panels = root.split_evenly((3, 1));
-    volume(simulation, &panels[0])?;
-    replicas(simulation, &panels[1])?;
-    cost(simulation, &panels[2])?;
+    let axis = axis(simulation);
+    let panels = [volume(simulation, &axis), replicas(simulation, &axis), cost(simulation, &axis)];
+    for (panel, area) in panels.iter().zip(root.split_evenly((panels.len(), 1))) {
+        panel.draw(&axis, &area)?;
+    }
     root.present()?;
     Ok(())
+}
+
+/// One of the pictures that stand above each other and share the time.
+struct Panel {
+    title: String,
+    unit: &'static str,
+    lines: Vec<Line>,
+}
+
+struct Line {
+    name: String,
+    points: Vec<(f64, f64)>,
+    colour: RGBColor,
+    shape: Shape,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Shape {
+    Solid,
+    /// What no policy decided.
+    Dashed,
+    /// Filled down to zero.
+    Area,
+}
+
+/// How the line of a policy looks: those that decide nothing are what the others are compared with.
+fn look(index: usize, policy: &str) -> (RGBColor, Shape) {
+    match policy {
+        "api" => (API, Shape::Dashed),
+        "fixed" => (SELF_HOSTED, Shape::Dashed),
+        "self_hosted" => (ALL_SELF_HOSTED, Shape::Dashed),
+        _ => (POLICIES[index % POLICIES.len()], Shape::Solid),
+    }
 }
 
 /// The time from the start of the trace, and how many slots make a point.
@@ -94,125 +141,121 @@ fn means(axis: &Axis, values: &[f64]) -> Vec<(f64, f64)> {
         .collect()
 }
 
-/// The top of an axis, with room for the legend.
-fn top(values: impl Iterator<Item = f64>) -> f64 {
-    values.fold(f64::MIN_POSITIVE, f64::max) * 1.35
-}
-
-type Chart<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
-
-fn legend<'a, 'b: 'a>(chart: &mut Chart<'a, 'b>) -> Drawn {
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::UpperLeft)
-        .background_style(WHITE.mix(0.8))
-        .border_style(BLACK.mix(0.3))
-        .draw()?;
-    Ok(())
-}
-
-fn volume(simulation: &Simulation, area: &Area<'_>) -> Drawn {
-    let axis = axis(simulation);
+fn volume(simulation: &Simulation, axis: &Axis) -> Panel {
     let hours = simulation.demand.slot.as_secs_f64() / 3600.0;
     let bills: Vec<f64> =
         simulation.demand.slots.iter().map(|slot| slot.api_cost.to_usd_f64() / hours).collect();
-    let points = means(&axis, &bills);
     let rent = simulation.pool.hourly.to_usd_f64();
-    let highest = top(points.iter().map(|point| point.1).chain([rent]));
-    let mut chart = ChartBuilder::on(area)
-        .caption(format!("{}: what the traffic would cost on the API", simulation.trace), ("sans-serif", 20))
-        .margin(12)
-        .x_label_area_size(36)
-        .y_label_area_size(70)
-        .build_cartesian_2d(0.0..axis.length, 0.0..highest)?;
-    chart
-        .configure_mesh()
-        .light_line_style(WHITE)
-        .x_desc(axis.unit)
-        .x_label_formatter(&short)
-        .y_label_formatter(&short)
-        .y_desc("USD an hour")
-        .draw()?;
-    chart
-        .draw_series(AreaSeries::new(points, 0.0, COLOURS[0].mix(0.25)).border_style(COLOURS[0]))?
-        .label("API bill")
-        .legend(|(x, y)| PathElement::new([(x, y), (x + 18, y)], COLOURS[0].stroke_width(3)));
-    chart
-        .draw_series(LineSeries::new([(0.0, rent), (axis.length, rent)], COLOURS[3].stroke_width(2)))?
-        .label(format!("break-even: rent of one replica, {rent:.2} USD an hour"))
-        .legend(|(x, y)| PathElement::new([(x, y), (x + 18, y)], COLOURS[3].stroke_width(3)));
-    legend(&mut chart)?;
-    Ok(())
-}
-
-fn replicas(simulation: &Simulation, area: &Area<'_>) -> Drawn {
-    let axis = axis(simulation);
-    let held = |outcome: &Outcome| -> Vec<(f64, f64)> {
-        means(&axis, &outcome.slots.iter().map(|slot| f64::from(slot.ready)).collect::<Vec<_>>())
+    let bill = Line { name: "API bill".into(), points: means(axis, &bills), colour: API, shape: Shape::Area };
+    let break_even = Line {
+        name: format!("break-even: rent of one replica, {rent:.2} USD an hour"),
+        points: vec![(0.0, rent), (axis.length, rent)],
+        colour: BREAK_EVEN,
+        shape: Shape::Dashed,
     };
-    let lines: Vec<_> = simulation.outcomes.iter().map(held).collect();
-    let highest = top(lines.iter().flatten().map(|point| point.1).chain([1.0]));
-    let mut chart = ChartBuilder::on(area)
-        .caption("Replicas that served", ("sans-serif", 20))
-        .margin(12)
-        .x_label_area_size(36)
-        .y_label_area_size(70)
-        .build_cartesian_2d(0.0..axis.length, 0.0..highest)?;
-    chart
-        .configure_mesh()
-        .light_line_style(WHITE)
-        .x_desc(axis.unit)
-        .x_label_formatter(&short)
-        .y_label_formatter(&short)
-        .y_desc("replicas")
-        .draw()?;
-    for (index, (outcome, line)) in simulation.outcomes.iter().zip(lines).enumerate() {
-        if outcome.starts == 0 {
-            continue;
-        }
-        let colour = COLOURS[index % COLOURS.len()];
-        chart
-            .draw_series(LineSeries::new(line, colour.stroke_width(2)))?
-            .label(outcome.name.clone())
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(3)));
+    Panel {
+        title: format!("{}: what the traffic would cost on the API", simulation.trace),
+        unit: "USD an hour",
+        lines: vec![bill, break_even],
     }
-    legend(&mut chart)?;
-    Ok(())
 }
 
-fn cost(simulation: &Simulation, area: &Area<'_>) -> Drawn {
-    let axis = axis(simulation);
-    let lines: Vec<_> = simulation.outcomes.iter().map(|outcome| cumulative(&axis, outcome)).collect();
-    let optimum = simulation.optimum.total.to_usd_f64();
-    let highest = top(lines.iter().flatten().map(|point| point.1).chain([optimum]));
-    let mut chart = ChartBuilder::on(area)
-        .caption("Cumulative cost, API bill and rent", ("sans-serif", 20))
-        .margin(12)
-        .x_label_area_size(36)
-        .y_label_area_size(70)
-        .build_cartesian_2d(0.0..axis.length, 0.0..highest)?;
-    chart
-        .configure_mesh()
-        .light_line_style(WHITE)
-        .x_desc(axis.unit)
-        .x_label_formatter(&short)
-        .y_label_formatter(&short)
-        .y_desc("USD")
-        .draw()?;
-    for (index, (outcome, line)) in simulation.outcomes.iter().zip(lines).enumerate() {
-        let colour = COLOURS[index % COLOURS.len()];
+fn replicas(simulation: &Simulation, axis: &Axis) -> Panel {
+    let held = |outcome: &Outcome| -> Vec<(f64, f64)> {
+        means(axis, &outcome.slots.iter().map(|slot| f64::from(slot.ready)).collect::<Vec<_>>())
+    };
+    let of_policy = |(index, outcome): (usize, &Outcome)| {
+        let (colour, shape) = look(index, &outcome.name);
+        (outcome.starts > 0).then(|| Line {
+            name: outcome.name.clone(),
+            points: held(outcome),
+            colour,
+            shape,
+        })
+    };
+    let lines = simulation.outcomes.iter().enumerate().filter_map(of_policy).collect();
+    Panel { title: "Replicas that served".into(), unit: "replicas", lines }
+}
+
+fn cost(simulation: &Simulation, axis: &Axis) -> Panel {
+    let of_policy = |(index, outcome): (usize, &Outcome)| {
+        let (colour, shape) = look(index, &outcome.name);
+        let name = format!("{}: {:.2}", outcome.name, outcome.total());
+        Line { name, points: cumulative(axis, outcome), colour, shape }
+    };
+    let mut lines: Vec<_> = simulation.outcomes.iter().enumerate().map(of_policy).collect();
+    let optimum = &simulation.optimum;
+    let name = if optimum.exact { "optimum in hindsight" } else { "lower bound" };
+    lines.push(Line {
+        name: format!("{name}, whole time: {:.2}", optimum.total),
+        points: vec![(0.0, optimum.total.to_usd_f64()), (axis.length, optimum.total.to_usd_f64())],
+        colour: BLACK,
+        shape: Shape::Dashed,
+    });
+    Panel { title: "Cumulative cost, API bill and rent".into(), unit: "USD", lines }
+}
+
+impl Panel {
+    fn draw(&self, axis: &Axis, area: &Area<'_>) -> Drawn {
+        let mut chart = ChartBuilder::on(area)
+            .caption(&self.title, ("sans-serif", 20))
+            .margin(12)
+            .x_label_area_size(36)
+            .y_label_area_size(70)
+            .build_cartesian_2d(0.0..axis.length, 0.0..self.top())?;
         chart
-            .draw_series(LineSeries::new(line, colour.stroke_width(2)))?
-            .label(format!("{}: {:.2}", outcome.name, outcome.total()))
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(3)));
+            .configure_mesh()
+            .light_line_style(WHITE)
+            .x_desc(axis.unit)
+            .x_label_formatter(&short)
+            .y_label_formatter(&short)
+            .y_desc(self.unit)
+            .draw()?;
+        // A dashed line shows what is below it.
+        let (above, below): (Vec<_>, Vec<_>) =
+            self.lines.iter().partition(|line| line.shape == Shape::Dashed);
+        for line in below.into_iter().chain(above) {
+            line.draw(&mut chart)?;
+        }
+        chart
+            .configure_series_labels()
+            .position(SeriesLabelPosition::UpperLeft)
+            .background_style(WHITE.mix(0.8))
+            .border_style(BLACK.mix(0.3))
+            .draw()?;
+        Ok(())
     }
-    let name = if simulation.optimum.exact { "optimum in hindsight" } else { "lower bound" };
-    chart
-        .draw_series(LineSeries::new([(0.0, optimum), (axis.length, optimum)], BLACK.stroke_width(1)))?
-        .label(format!("{name}, whole time: {:.2}", simulation.optimum.total))
-        .legend(|(x, y)| PathElement::new([(x, y), (x + 18, y)], BLACK.stroke_width(1)));
-    legend(&mut chart)?;
-    Ok(())
+
+    /// The top of the axis: the legend has its room above the highest value.
+    fn top(&self) -> f64 {
+        let highest =
+            self.lines.iter().flat_map(|line| &line.points).map(|point| point.1).fold(0.0, f64::max);
+        let legend = LEGEND_FRAME + LEGEND_LINE * count(self.lines.len());
+        let top = highest / (1.0 - legend / PLOT_HEIGHT).max(0.2);
+        if top > 0.0 { top } else { 1.0 }
+    }
+}
+
+impl Line {
+    fn draw<'a, 'b: 'a>(&self, chart: &mut Chart<'a, 'b>) -> Drawn {
+        let (points, style) = (self.points.iter().copied(), self.colour.stroke_width(2));
+        let drawn = match self.shape {
+            Shape::Solid => chart.draw_series(LineSeries::new(points, style))?,
+            Shape::Dashed => chart.draw_series(DashedLineSeries::new(points, DASH.0, DASH.1, style))?,
+            Shape::Area => {
+                chart.draw_series(AreaSeries::new(points, 0.0, self.colour.mix(0.25)).border_style(style))?
+            }
+        };
+        drawn.label(&self.name);
+        if self.shape == Shape::Dashed {
+            drawn.legend(move |(x, y)| {
+                DashedPathElement::new([(x, y), (x + SWATCH, y)], DASH.0, DASH.1, style)
+            });
+        } else {
+            drawn.legend(move |(x, y)| PathElement::new([(x, y), (x + SWATCH, y)], style));
+        }
+        Ok(())
+    }
 }
 
 /// What was spent up to the end of each group of slots.
