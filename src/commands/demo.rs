@@ -187,18 +187,18 @@ impl Scene<'_> {
         let view = pool.view.load();
         let break_even =
             view.break_even_requests_per_hour.map_or_else(|| "?".to_owned(), |volume| format!("{volume:.0}"));
-        let serves = match pool.plan().0 {
-            Preference::Api => "the API serves",
-            Preference::SelfHosted => "the GPU serves",
+        let serves = match (pool.plan().0, pool.backend.fleet.counts().ready) {
+            (Preference::Api, _) => "the API serves",
+            (Preference::SelfHosted, 0) => "the API serves, the GPU starts",
+            (Preference::SelfHosted, _) => "the GPU serves",
         };
-        let ready = pool.backend.fleet.counts().ready;
         // Read while it is written; a reading that fails is one line without an amount.
         let spent = self.bill(now).map_or_else(
             |_| String::new(),
             |bill| format!("${:.2} so far for {} calls", bill.total(), grouped(bill.calls)),
         );
         format!(
-            "{}  {:>4.0} calls/h, break-even {break_even}: {serves} ({ready} up)  {spent}",
+            "{}  {:>4.0} calls/h, break-even {break_even}: {serves}  {spent}",
             clock(now.since(self.midnight)),
             view.volume_requests_per_hour
         )

@@ -52,6 +52,7 @@ pub struct EconomyArgs {
     /// Shortest time that is billed.
     #[arg(long, value_name = "DURATION", value_parser = duration, help_heading = "Economy")]
     pub minimum: Option<Duration>,
+    /// Most replicas that may run at once.
     #[arg(long, value_name = "N", help_heading = "Economy")]
     pub max_replicas: Option<u32>,
 }

@@ -44,6 +44,7 @@ pub struct PlanArgs {
     pub machines: Option<PathBuf>,
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,
+    /// Draw the cost a day against the requests a day.
     #[arg(long, value_name = "FILE.svg")]
     pub plot: Option<PathBuf>,
     #[command(flatten)]

@@ -22,7 +22,7 @@ use crate::ledger::{self, LedgerError, postgres};
 ///
 /// Spend is token charges and rent. A call on a rented backend costs the rent attributed to it; rent that no
 /// call used is idle. Net savings are what the API alone would have cost, less the spend: negative when renting
-/// did not pay. Grouped by anything but day, hour and backend, idle rent stands in a row `(idle)`.
+/// did not pay. "Own at full use" is the rent of the same calls on replicas that are never idle. Grouped by anything but day, hour and backend, idle rent stands in a row `(idle)`.
 #[derive(Debug, Clone, Args)]
 pub struct ReportArgs {
     /// From this time on: a date (midnight UTC), an RFC 3339 time, or a time back such as 7d.

@@ -72,6 +72,7 @@ pub struct SimulateArgs {
     /// A change must be worth this share.
     #[arg(long, value_name = "SHARE", value_parser = share, help_heading = "Policy")]
     pub margin: Option<f64>,
+    /// Shortest time between two changes.
     #[arg(long, value_name = "DURATION", value_parser = duration, help_heading = "Policy")]
     pub min_dwell: Option<Duration>,
     #[command(flatten)]
@@ -85,8 +86,11 @@ pub enum PolicyName {
     Api,
     /// The best constant fleet, chosen in hindsight.
     Fixed,
+    /// Self-hosted above a volume of your own, and back below it.
     Threshold,
+    /// The fleet that costs least at the current volume.
     Cheapest,
+    /// For each replica the simple rule that has lost least lately.
     Adaptive,
     /// Lazy capacity provisioning, for reference.
     Lcp,
@@ -151,7 +155,8 @@ fn simulate(arguments: &SimulateArgs, economy: &Economy, source: &Source) -> any
     let tally = input::read(source, economy, settings.slot)?;
     let (demand, scale) = demand(arguments, economy, &tally)?;
     let pool = demand.capped(&economy.pool);
-    let bar = output::progress(arguments.policy.len() as u64, &source.name);
+    // The optimum takes its time as well.
+    let bar = output::progress(arguments.policy.len() as u64 + 1, &source.name);
     let outcomes = arguments
         .policy
         .iter()
@@ -161,8 +166,8 @@ fn simulate(arguments: &SimulateArgs, economy: &Economy, source: &Source) -> any
             outcome
         })
         .collect();
-    bar.finish_and_clear();
     let optimum = hindsight::optimum(&pool, &demand);
+    bar.finish_and_clear();
     Ok(Simulation { trace: source.name.clone(), scale, pool, demand, optimum, outcomes })
 }
 

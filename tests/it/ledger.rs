@@ -479,11 +479,11 @@ fn a_report_for_a_terminal_lines_up_and_ends_with_the_total() {
     sample(&path);
     let text = report(&["--ledger", path.to_str().unwrap(), "--by", "model,team"]).unwrap();
     insta::assert_snapshot!(text, @r"
-    model        team    requests  input  cached  output  estimated  cost $  all API $  all own $  rent $  idle $  net saved $
-    (idle)       (idle)         0      0       0       0          0  0.0000     0.0000     0.0000  0.0491  0.0491      -0.0491
-    gpt-4o-mini  chat           1   1000     400     100          1  0.0007     0.0002     0.0007  0.0007  0.0000      -0.0005
-    gpt-4o-mini  search         2   2000     800     200          0  0.0004     0.0004     0.0001  0.0000  0.0000       0.0000
-    total                       3   3000    1200     300          1  0.0011     0.0005     0.0008  0.0498  0.0491      -0.0497
+    model        team    requests  input  cached  output  estimated  cost $  API alone $  own at full use $  rent $  idle $  net saved $
+    (idle)       (idle)         0      0       0       0          0  0.0000       0.0000             0.0000  0.0491  0.0491      -0.0491
+    gpt-4o-mini  chat           1  1,000     400     100          1  0.0007       0.0002             0.0007  0.0007  0.0000      -0.0005
+    gpt-4o-mini  search         2  2,000     800     200          0  0.0004       0.0004             0.0001  0.0000  0.0000       0.0000
+    total                       3  3,000   1,200     300          1  0.0011       0.0005             0.0008  0.0498  0.0491      -0.0497
     ");
 }
 

@@ -27,7 +27,7 @@ fn one(comparison: &Comparison, plan: &Plan, out: &mut impl Write) -> io::Result
     let volume = |number: Option<f64>| number.map_or_else(|| "none".to_owned(), grouped);
     writeln!(
         out,
-        "break-even: {} requests a day; one machine does {}; kappa {}",
+        "break-even: {} requests a day; one machine does {}, worth {} times its rent on the API (kappa)",
         volume(plan.break_even_requests_per_day),
         volume(plan.one_machine_requests_per_day),
         plan.kappa.map_or_else(|| "none".to_owned(), |kappa| format!("{kappa:.2}"))

@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 
 use super::{Cell, cells};
+use crate::demo::bill::grouped;
 use crate::ledger::query::{Key, Row};
 
 /// Headings, in the order of `cells`.
@@ -13,8 +14,8 @@ const HEADINGS: [&str; 11] = [
     "output",
     "estimated",
     "cost $",
-    "all API $",
-    "all own $",
+    "API alone $",
+    "own at full use $",
     "rent $",
     "idle $",
     "net saved $",
@@ -42,7 +43,7 @@ fn heading(by: &[Key]) -> Vec<String> {
 
 fn line(row: &Row, keys: Vec<String>) -> Vec<String> {
     let values = cells(row).map(|(_, cell)| match cell {
-        Cell::Count(count) => count.to_string(),
+        Cell::Count(count) => grouped(count),
         Cell::Amount(amount) => format!("{amount:.4}"),
     });
     // A name that a client made up must not steer the terminal.

@@ -18,7 +18,9 @@ pub(super) fn progress(length: u64, name: &str) -> ProgressBar {
         return ProgressBar::hidden();
     }
     let style = ProgressStyle::with_template("{msg} [{bar:30}] {percent}% {eta}").expect("a valid template");
-    ProgressBar::new(length).with_style(style.progress_chars("=> ")).with_message(name.to_owned())
+    let bar = ProgressBar::new(length).with_style(style.progress_chars("=> ")).with_message(name.to_owned());
+    bar.tick();
+    bar
 }
 
 /// The stable shape of `--format json`.
@@ -173,17 +175,22 @@ pub(super) fn table(simulations: &[Simulation], out: &mut impl Write) -> io::Res
 fn one_table(simulation: &Simulation, out: &mut impl Write) -> io::Result<()> {
     let row = row(simulation);
     let optional = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.2}"));
-    let days = row.slot_seconds * f64::from(u32::try_from(simulation.demand.slots.len()).unwrap_or(u32::MAX))
-        / 86_400.0;
+    let seconds =
+        row.slot_seconds * f64::from(u32::try_from(simulation.demand.slots.len()).unwrap_or(u32::MAX));
     writeln!(
         out,
-        "{}: {days:.2} days in slots of {} s, scale {:.4}, rho {}, kappa {}, at most {} replicas",
+        "{}: {} in slots of {} s, scale {:.4}, at most {}",
         row.trace,
+        length(seconds),
         row.slot_seconds,
         row.scale,
+        replicas(row.max_replicas)
+    )?;
+    writeln!(
+        out,
+        "the mean API bill is {} rents of a replica (rho), and a full replica is worth {} rents on the API (kappa)",
         optional(row.rho),
-        optional(row.kappa),
-        row.max_replicas
+        optional(row.kappa)
     )?;
     writeln!(
         out,
@@ -215,6 +222,16 @@ fn one_table(simulation: &Simulation, out: &mut impl Write) -> io::Result<()> {
     }
     let name = if simulation.optimum.exact { "optimum" } else { "lower bound" };
     writeln!(out, "{name:<12}{:>13.2}{:>9}", simulation.optimum.total, "1.000")
+}
+
+/// Days, or hours of a short trace.
+fn length(seconds: f64) -> String {
+    let hours = seconds / 3600.0;
+    if hours < 48.0 { format!("{hours:.1} hours") } else { format!("{:.1} days", hours / 24.0) }
+}
+
+fn replicas(count: u32) -> String {
+    format!("{count} replica{}", if count == 1 { "" } else { "s" })
 }
 
 /// `plot.svg` and `azure` → `plot-azure.svg`.
