@@ -1,5 +1,5 @@
 """Cost: what is spent, what each backend alone would have cost, what was saved, and where break-even is."""
-from panels import API, EVEN, IDLE, JOB, KINDS, LOGARITHMIC, OWN, STACKED, Dashboard, by_kind, in_range, named, of_query, override, per_hour, query, variable
+from panels import API, EVEN, FILLED, IDLE, JOB, KINDS, LOGARITHMIC, NOTHING, OWN, STACKED, Dashboard, by_kind, happening, in_range, named, of_query, override, per_hour, query, variable
 
 FILTER = f'{JOB},backend=~"$backend",model=~"$model",team=~"$team"'
 SPEND, ALL_API, ALL_OWN = (f"breakeven_{name}_usd_total{{{JOB}}}" for name in ("spend", "all_api_cost", "all_selfhosted_cost"))
@@ -56,8 +56,8 @@ def attribution(board):
                 steps=[("red", None), ("transparent", 0)], custom={"thresholdsStyle": {"mode": "area"}, "fillOpacity": 0}, overrides=[named("against the API", color="light-blue"), named("against self-hosting", color="light-green")])
     board.graph("Rent, used and idle", "Used is what requests were attributed; the rest of the rent is idle.",
                 [query(per_hour(USED), "used"), query(f"clamp_min({per_hour(RENT)} - {per_hour(USED)}, 0)", "idle")], "currencyUSD", decimals=2, low=0, custom=STACKED, overrides=[named("used", color=OWN), named("idle", color=IDLE)])
-    board.graph("Spend per hour by kind", "Token charges of APIs, rent of replicas, and fees per request.", [query(per_hour(SPEND, "kind"), "{{kind}}")], "currencyUSD", decimals=2, low=0, custom=STACKED,
-                overrides=[named("tokens", color=API), named("capacity", color=OWN), named("requests", color="yellow")])
+    board.graph("Spend per hour by kind", "Token charges of APIs, rent of replicas, and fees per request.", happening(SPEND, "kind", "{{kind}}", 3600), "currencyUSD", decimals=2, low=0, custom=FILLED,
+                overrides=[NOTHING, named("tokens", color=API), named("capacity", color=OWN), named("requests", color="yellow")])
     board.graph("Cost per hour by team", "Attributed cost. Idle rent belongs to no team and is not in it.", [query(per_hour(COST, "team"), "{{team}}")], "currencyUSD", 12, decimals=2, low=0, custom=STACKED)
     board.graph("Cost per hour by model", "Attributed cost, by the name that clients asked for.", [query(per_hour(COST, "model"), "{{model}}")], "currencyUSD", 12, decimals=2, low=0, custom=STACKED)
 

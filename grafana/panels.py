@@ -1,6 +1,7 @@
 """Building blocks of the dashboards: Grafana's classic JSON model, one call a panel.
 
-Conventions: API backends are blue, self-hosted ones green, what did not happen is dashed, idle rent is red.
+Conventions: API backends are blue, self-hosted ones green, what did not happen is dashed, idle rent is red; what
+belongs to no backend is a shade of purple, unless its name says good or bad.
 A query that is about API backends selects them with `$api`, one about self-hosted backends with `$own`; both
 are hidden variables, so no backend's name is ever written into a dashboard.
 """
@@ -11,7 +12,9 @@ SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 JOB = 'job=~"$job",instance=~"$instance"'
 RATE = "[$__rate_interval]"
 RANGE = "[$__range]"
-API, OWN, EVEN, IDLE = "blue", "green", "orange", "red"
+API, OWN, EVEN, IDLE, NEUTRAL = "blue", "green", "orange", "red", "purple"
+# Rows of the grid that a graph needs to have room for a table below it.
+TABLE_FROM_HEIGHT = 10
 
 
 def query(expr, legend="", instant=False, table=False):
@@ -32,9 +35,10 @@ def quantile(q, metric, selector, by=""):
     return f"histogram_quantile({q}, sum by ({by + ', ' if by else ''}le) (rate({metric}_bucket{{{selector}}}{RATE})))"
 
 
-def rare(selector, by, legend):
-    """Rates of what mostly does not happen: a line for each that does, and one at zero when none does."""
-    return [query(f"sum by ({by}) (rate({selector}{RATE})) > 0", legend), query(f"sum(rate({selector}{RATE})) == 0", "none")]
+def happening(selector, by, legend, factor=1, nothing="none"):
+    """Rates of what happens: a line for each kind that does, and one at zero when none does."""
+    times = "" if factor == 1 else f" * {factor}"
+    return [query(f"sum by ({by}) (rate({selector}{RATE})){times} > 0", legend), query(f"sum(rate({selector}{RATE})) == 0", nothing)]
 
 
 # What an override can set, by a short name.
@@ -73,11 +77,14 @@ def by_kind(expression, legend="{{backend}}"):
 
 KINDS = [of_query("A", shades=API), of_query("B", shades=OWN)]
 STACKED = {"stacking": {"mode": "normal", "group": "A"}, "fillOpacity": 35, "lineWidth": 1}
+# Stacked kinds of which some do not happen: without lines, which would run along the top of the others.
+FILLED = STACKED | {"lineWidth": 0, "fillOpacity": 60}
 SINGLE = {"reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False}}
 STEPPED = {"lineInterpolation": "stepAfter"}
 LOGARITHMIC = {"scaleDistribution": {"type": "log", "log": 10}, "fillOpacity": 0}
-# The axis of what is mostly zero.
+# The axis of what is mostly zero, and its line while it is.
 QUIET = {"axisSoftMax": 0.1}
+NOTHING = named("none", color="text", fill=0)
 
 OPTIONS = {
     "stat": SINGLE | {"colorMode": "value", "graphMode": "area", "justifyMode": "auto", "textMode": "auto", "wideLayout": True},
@@ -90,9 +97,9 @@ OPTIONS = {
 }
 
 
-def timeseries_options(width):
-    wide = width >= 12
-    legend = {"displayMode": "table" if wide else "list", "placement": "bottom", "showLegend": True, "calcs": ["lastNotNull", "mean", "max"] if wide else []}
+def timeseries_options(width, height):
+    roomy = width >= 12 and height >= TABLE_FROM_HEIGHT
+    legend = {"displayMode": "table" if roomy else "list", "placement": "bottom", "showLegend": True, "calcs": ["lastNotNull", "mean", "max"] if roomy else []}
     return {"legend": legend, "tooltip": {"mode": "multi", "sort": "desc"}}
 
 
@@ -158,12 +165,12 @@ class Dashboard:
             target["refId"] = chr(ord("A") + index)
         coloured = kind in ("stat", "gauge", "bargauge", "table")
         steps = steps or [("text" if kind in ("stat", "table") else "green", None)]
-        defaults = {"unit": unit, "color": {"mode": "thresholds" if coloured else "palette-classic"}, "mappings": mappings or [], "custom": custom or {},
+        defaults = {"unit": unit, "color": {"mode": "thresholds"} if coloured else {"mode": "shades", "fixedColor": NEUTRAL}, "mappings": mappings or [], "custom": custom or {},
                     "thresholds": {"mode": "absolute", "steps": [{"color": color, "value": value} for color, value in steps]}}
         if kind == "timeseries":
             defaults["custom"] = {"lineWidth": 2, "fillOpacity": 8, "showPoints": "never", "spanNulls": 180000, "axisBorderShow": False} | (custom or {})
         defaults |= {key: value for key, value in (("decimals", decimals), ("min", low), ("max", high), ("noValue", empty)) if value is not None}
-        basis = timeseries_options(width) if kind == "timeseries" else OPTIONS[kind]
+        basis = timeseries_options(width, height) if kind == "timeseries" else OPTIONS[kind]
         panel = {"id": self.next_id(), "type": kind, "title": title, "description": description, "datasource": SOURCE, "gridPos": {"h": height, "w": width, "x": self.x, "y": self.y},
                  "targets": queries, "fieldConfig": {"defaults": defaults, "overrides": list(overrides)}, "options": basis | (options or {})}
         panel |= {"transformations": transformations} if transformations else {}

@@ -1,8 +1,8 @@
 """Routing and break-even: where the break-even volume is, how far the traffic is from it, what the router did."""
-from panels import API, EVEN, JOB, KINDS, LOGARITHMIC, OWN, QUIET, RATE, STACKED, STEPPED, Dashboard, by_kind, in_range, named, of_query, quantile, query, variable
+from panels import API, EVEN, FILLED, JOB, KINDS, LOGARITHMIC, NOTHING, OWN, QUIET, RATE, STACKED, STEPPED, Dashboard, by_kind, happening, in_range, named, of_query, quantile, query, variable
 
 POOL = f'{JOB},pool=~"$pool"'
-REASONS = {"cheapest": "green", "hysteresis": "super-light-green", "threshold": "dark-green", "pinned": "yellow", "only_offer": "text", "overflow": "orange", "unhealthy": "red", "failover": "dark-red", "not_eligible": "purple"}
+REASONS = {"cheapest": "purple", "hysteresis": "super-light-purple", "threshold": "dark-purple", "pinned": "yellow", "only_offer": "text", "overflow": "orange", "unhealthy": "red", "failover": "dark-red", "not_eligible": "semi-dark-yellow"}
 
 
 def gauge(name, by="pool", more=""):
@@ -54,7 +54,7 @@ def decisions(board):
     board.add("state-timeline", "Preferred backend", "Which backend each pool preferred, over time.", rows, "none", 20, 5, mappings=[{"type": "value", "options": values}], custom={"fillOpacity": 80, "lineWidth": 0})
     board.stat("Pinned", "Pools whose preference an operator has fixed by hand.", [query(f"max by (pool) (breakeven_route_pinned{{{POOL}}})", "{{pool}}", instant=True)], "none", 4, 5, mappings=[{"type": "value", "options": {"0": {"text": "no", "index": 0}, "1": {"text": "pinned", "color": "orange", "index": 1}}}], options={"textMode": "value_and_name"})
     board.graph("Requests by backend", "Routing decisions, stacked to 100%.", by_kind(f"sum by (backend) (rate(breakeven_route_decisions_total{{{POOL},BACKENDS}}{RATE}))"), "reqps", decimals=2, low=0, custom=STACKED | {"stacking": {"mode": "percent", "group": "A"}}, overrides=KINDS)
-    board.graph("Requests by reason", "Why requests went where they went. overflow, unhealthy and failover cost more than the router wanted.", [query(f"sum by (reason) (rate(breakeven_route_decisions_total{{{POOL}}}{RATE}))", "{{reason}}")], "reqps", decimals=2, low=0, custom=STACKED, overrides=[named(reason, color=color) for reason, color in REASONS.items()])
+    board.graph("Requests by reason", "Why requests went where they went. overflow, unhealthy and failover cost more than the router wanted.", happening(f"breakeven_route_decisions_total{{{POOL}}}", "reason", "{{reason}}"), "reqps", decimals=2, low=0, custom=FILLED, overrides=[NOTHING] + [named(reason, color=color) for reason, color in REASONS.items()])
     changes = [query(f'sum by (to) (increase(breakeven_route_flips_total{{{POOL},to=~"${kind}"}}[1h]))', "{{to}}") for kind in ("api", "own")]
     board.graph("Changes of preference per hour", "By the backend that became preferred.", changes, "short", decimals=0, low=0, overrides=KINDS)
 

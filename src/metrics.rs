@@ -75,6 +75,8 @@ const PRICES_SHARE: usize = 4;
 const LINES_PER_MODEL_OF_BACKEND: usize = 3 * (15 + 3) + 1;
 /// Lines of one model: a histogram of 10 buckets, and two counts.
 const LINES_PER_MODEL: usize = 10 + 3 + 2;
+/// Lines of one budget: its limit, what is spent, and the two ends of its period.
+const LINES_PER_BUDGET: usize = 4;
 /// Lines of one backend, model and team, without its tokens.
 const LINES_PER_SERIES: usize = Outcome::ALL.len() + 1;
 
@@ -491,7 +493,7 @@ impl Store {
     /// at each backend, so that there is always room to fold into.
     fn fixed_lines(&self) -> usize {
         const FALLBACKS: usize = Fault::ALL.len();
-        const WHOLE: usize = 40 + MAX_BUDGETS;
+        const WHOLE: usize = 50 + MAX_BUDGETS * LINES_PER_BUDGET;
         const BACKEND: usize = 30;
         const POOL: usize = 32;
         const POOL_BACKEND: usize = 13;

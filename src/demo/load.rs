@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 
 use super::day::Day;
 use super::fake_backend::words;
+use super::stage::TEAMS;
 use crate::clock::{Clock, Stopwatch};
 use crate::economics::Timestamp;
 
@@ -24,6 +25,8 @@ use crate::economics::Timestamp;
 const CHATS: u64 = 64;
 /// One chat in so many is streamed.
 const STREAMED: u64 = 8;
+/// So many chats of ten are the first team's.
+const FIRST_TEAM_IN_TEN: usize = 6;
 /// Calls that are open at once; beyond it a call is skipped and counted.
 const MAX_OPEN: usize = 512;
 /// With so many open the machine is behind, and a clock that we move stands still until it has caught up.
@@ -109,6 +112,7 @@ impl Load {
             .uri(&self.url)
             .header(CONTENT_TYPE, "application/json")
             .header(AUTHORIZATION, "Bearer sk-demo")
+            .header("x-breakeven-tags", format!("team={}", team(number)))
             .body(Full::new(self.bodies[number].clone()));
         let (client, sent) = (self.client.clone(), Arc::clone(&self.sent));
         async move {
@@ -123,6 +127,11 @@ impl Load {
             counter.fetch_add(1, Ordering::Relaxed);
         }
     }
+}
+
+/// Whose application sends a chat.
+fn team(number: usize) -> &'static str {
+    TEAMS[usize::from(number % 10 >= FIRST_TEAM_IN_TEN)]
 }
 
 /// A chat of about the tokens that the day wants of it.

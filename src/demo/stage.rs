@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::hook::MachineRoom;
-use super::{FakeBackend, Personality, Settings};
+use super::{Chaos, FakeBackend, Fault, Personality, Settings};
 use crate::clock::Clock;
 
 /// The model that the demo's applications ask for; its list price is in the price book.
@@ -14,6 +14,8 @@ pub const MODEL: &str = "gpt-4o";
 /// Names of the two backends.
 pub const API: &str = "openai";
 pub const SELF_HOSTED: &str = "gpu";
+/// The teams whose applications call; the first of them has a budget.
+pub const TEAMS: [&str; 2] = ["search", "support"];
 
 /// From the order to start a machine until it serves, in the day's time.
 const STARTUP: Duration = Duration::from_mins(5);
@@ -24,6 +26,8 @@ const OWN_FIRST_TOKEN: Duration = Duration::from_millis(8);
 const OWN_PER_TOKEN: Duration = Duration::from_micros(200);
 /// Real time in which the volume is measured.
 const REAL_WINDOW: Duration = Duration::from_millis(400);
+/// Share of the GPU server's answers that report no usage, as happens with real ones. We count those ourselves.
+const OWN_WITHOUT_USAGE: f64 = 0.01;
 /// Longer than any limit that the load sets.
 const LONG_REPLY: u64 = 100_000;
 
@@ -54,6 +58,7 @@ impl Stage {
         let own = Settings {
             time_to_first_token: OWN_FIRST_TOKEN,
             time_per_output_token: OWN_PER_TOKEN,
+            chaos: Some(Chaos { seed: 1, probability: OWN_WITHOUT_USAGE, faults: vec![Fault::NoUsage] }),
             ..api.clone()
         };
         Ok(Self {
@@ -83,6 +88,14 @@ path = {ledger}
 [log]
 filter = "error"
 
+[metrics]
+teams = ["{search}", "{support}"]
+
+[budgets.{search}]
+team = "{search}"
+usd = 50
+period = "day"
+
 [policy]
 window = "{window}s"
 margin = 0.10
@@ -109,6 +122,8 @@ models = ["{MODEL}"]
 policy = "cheapest"
 offers = [{{ backend = "{API}" }}, {{ backend = "{SELF_HOSTED}", model = "meta-llama/Llama-3.3-70B-Instruct" }}]
 "#,
+            search = TEAMS[0],
+            support = TEAMS[1],
             window = self.window.as_secs(),
             api = self.api.url(),
             own = self.room.server_url,

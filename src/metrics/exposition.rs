@@ -188,9 +188,7 @@ impl Page {
         self.count(family::LEDGER_RECORDS, &["dropped"], store.ledger_dropped.get());
         self.level(family::LEDGER_PENDING, &[], store.ledger_pending.get());
         self.gauge(family::LEDGER_COMMIT_TIME, &[], &store.ledger_committed_at);
-        if let Some(shipping) = store.shipping.get() {
-            self.shipping(shipping);
-        }
+        self.shipping(store.shipping.get().map_or(&Shipping::default(), Arc::as_ref));
         self.level(family::RELOAD_SUCCESS, &[], store.reload_success.get());
         self.gauge(family::RELOAD_TIME, &[], &store.reloaded_at);
         self.count(family::LABEL_OVERFLOW, &["model"], store.model_overflow.get());
@@ -204,7 +202,7 @@ impl Page {
         self.number(family::BUILD_INFO, &[env!("CARGO_PKG_VERSION"), super::REVISION], 1.0);
     }
 
-    /// The copy in Postgres, of proxies that have one.
+    /// The copy in Postgres; where there is none, nothing waits for it and nothing went there.
     fn shipping(&mut self, shipping: &Shipping) {
         self.count(family::LEDGER_SHIPPED, &[], shipping.rows());
         self.count(family::LEDGER_UNSHIPPED, &[], shipping.waiting());

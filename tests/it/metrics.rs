@@ -34,6 +34,9 @@ fn every_configured_series_is_there_at_zero_before_the_first_call() {
         r#"breakeven_rejected_requests_total{team="search",reason="budget"}"#,
         r#"breakeven_time_to_first_token_seconds_bucket{backend="gpu",model="chat",le="+Inf"}"#,
         "breakeven_panics_total",
+        "breakeven_ledger_shipped_records_total",
+        "breakeven_ledger_unshipped_records",
+        "breakeven_ledger_ship_failures_total",
     ] {
         assert_eq!(scrape.value(series), Some(0.0), "{series}");
     }
@@ -95,9 +98,10 @@ fn a_dated_model_counts_under_its_configured_name() {
 fn a_scrape_never_has_more_lines_than_allowed() {
     let models: Vec<String> = (0..200).map(|n| format!("model-{n}")).collect();
     let models: Vec<&str> = models.iter().map(String::as_str).collect();
-    for max_series in [600, 2000, 5000] {
+    for max_series in [800, 2000, 5000] {
         let metrics = Metrics::new(&config(&models, &["search", "support"], max_series));
         everything_happens(&metrics);
+        metrics.budgets((0..60).map(budget).collect());
         for model in &models {
             for (backend, team) in [("openai", "search"), ("gpu", "support"), ("gpu", "")] {
                 metrics.series(backend, model, team).finished(Outcome::Success);
@@ -206,8 +210,14 @@ fn everything_happens(metrics: &Metrics) {
     metrics.ledger_committed(1, at);
     metrics.ledger_pending(0);
     metrics.ledger_amounts(vec![(Period::Today, PeriodAmounts { cost: usd, ..PeriodAmounts::default() })]);
-    metrics.budgets(vec![BudgetState { name: "total".into(), limit: usd, spent: usd, from: at, to: at }]);
+    metrics.budgets(vec![budget(0)]);
     metrics.config_loaded(at);
+}
+
+fn budget(number: u32) -> BudgetState {
+    let at = Timestamp::from_secs(1_800_000_000);
+    let usd = NanoUsd::from_nanos(1_000_000_000);
+    BudgetState { name: format!("budget-{number}"), limit: usd, spent: usd, from: at, to: at }
 }
 
 /// An API and a self-hosted backend that both serve `models`.

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Runs every query of the dashboards and rules against a Prometheus that has scraped a real breakeven.
 
-  dashcheck.py --prometheus URL --metrics FILE --start T --end T [--step S] [--rate-interval D] [--quiet TITLE..]
+  dashcheck.py --prometheus URL --metrics FILE --start T --end T [--step S] [--rate-interval D]
 
 Wrong are: a query that does not parse or match, a panel without a value, a legend with a label that its series
 lack, a metric that is not exported, an exported family that is on no dashboard and in no rule, a rule that cannot
-be evaluated, and bad form of a dashboard. For what a run does not have, `--quiet` names panels that may be empty and
-`--without` beginnings of metric names that may be absent; docs/metrics.md must have them all the same.
+be evaluated, and bad form of a dashboard. A gauge that is absent in this run passes only if docs/metrics.md says that
+it can be absent.
 """
 import argparse
 import pathlib
@@ -56,7 +56,7 @@ def check_dashboard(dashboard, prometheus, arguments, uids):
             yield f"annotation {note['name']}: {error}"
     for panel in dashboard.panels:
         yield from run(panel, prometheus, scope, arguments.step)
-        if not has_values(panel) and panel.title not in arguments.quiet:
+        if not has_values(panel):
             yield f"{panel.title}: no value"
 
 
@@ -69,11 +69,11 @@ def check_rules(prometheus):
             yield f"rule {rule['name']}: {rule['lastError']}"
 
 
-def check_names(dashboards, rule_texts, metrics, without=()):
+def check_names(dashboards, rule_texts, metrics):
     """Names used and not exported or recorded; families exported and not used."""
     exported = set(re.findall(r"^# TYPE (\S+)", metrics, re.M))
     manual = (ROOT / "docs/metrics.md").read_text(encoding="utf-8")
-    promised = {name for name in re.findall(r"^\| `(\w+)` \|", manual, re.M) if name.startswith(tuple(without))}
+    can_be_absent = set(re.findall(r"^\| `(\w+)` \| gauge \|.*\babsent\b", manual, re.M))
     recorded = {name for text in rule_texts for name in re.findall(r"record: (\S+)", text)}
     texts = [(f"{board.uid}, {where}", text) for board in dashboards for where, text in board.expressions()]
     texts += [("the rules", text) for text in rule_texts]
@@ -83,7 +83,7 @@ def check_names(dashboards, rule_texts, metrics, without=()):
         for name in METRIC.findall(text):
             family = name if name in exported else re.sub(r"_(bucket|sum|count)$", "", name)
             used.add(family)
-            if family not in exported | promised:
+            if family not in exported | can_be_absent:
                 yield f"{where}: {name} is not exported"
         for name in set(RECORDED.findall(text)) - recorded:
             yield f"{where}: {name} is not recorded by any rule"
@@ -99,15 +99,13 @@ def main():
     parser.add_argument("--end", required=True, type=float)
     parser.add_argument("--step", default=5, type=float)
     parser.add_argument("--rate-interval", default="15s")
-    parser.add_argument("--quiet", nargs="*", default=[])
-    parser.add_argument("--without", nargs="*", default=[])
     arguments = parser.parse_args()
     prometheus = Prometheus(arguments.prometheus)
     dashboards = [Dashboard(path) for path in sorted((ROOT / "grafana/dashboards").glob("*.json"))]
     rules = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "deploy/prometheus").glob("*.yml")) if path.name in ("alerts.yml", "recording.yml")]
     uids = {board.uid for board in dashboards}
     checks = [(board.uid, check_dashboard(board, prometheus, arguments, uids)) for board in dashboards]
-    checks += [("rules", check_rules(prometheus)), ("names", check_names(dashboards, rules, arguments.metrics.read_text(encoding="utf-8"), arguments.without))]
+    checks += [("rules", check_rules(prometheus)), ("names", check_names(dashboards, rules, arguments.metrics.read_text(encoding="utf-8")))]
     failed = 0
     for name, found in checks:
         sentences = list(found)

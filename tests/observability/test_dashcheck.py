@@ -11,7 +11,7 @@ from dashboards import Dashboard, form
 from prometheus import QueryError
 
 COST = json.loads((dashcheck.ROOT / "grafana/dashboards/breakeven-cost.json").read_text(encoding="utf-8"))
-ARGUMENTS = argparse.Namespace(start=0, end=60, step=5, rate_interval="15s", quiet=[])
+ARGUMENTS = argparse.Namespace(start=0, end=60, step=5, rate_interval="15s")
 
 
 class Fake:
@@ -107,6 +107,11 @@ class Names(unittest.TestCase):
         self.assertTrue(any("breakeven_spend_usd_total is not exported" in sentence for sentence in found))
         self.assertTrue(any("breakeven_nobody_asks is exported, but" in sentence for sentence in found))
         self.assertTrue(any("job:breakeven_nothing:rate1h is not recorded" in sentence for sentence in found))
+
+    def test_a_gauge_is_missed_unless_the_manual_says_that_it_can_be_absent(self):
+        names = ("breakeven_ledger_ship_timestamp_seconds", "breakeven_ledger_unshipped_records")
+        found = self.found("", "".join(f"expr: {name} > 0\n" for name in names))
+        self.assertEqual([name for name in names if f"the rules: {name} is not exported" in found], [names[1]])
 
 
 if __name__ == "__main__":
