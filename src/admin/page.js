@@ -208,7 +208,7 @@ function poolView(name) {
       { key: "even", label: "break-even", tone: "even", dashed: true, ...rate },
     ], { label: "band", lower: "down", upper: "up" }),
     drawCost: chart(part("cost"), `Cost per hour of ${name}`, [
-      { key: "mix", label: "the mix", tone: "mix", thick: true, ...money },
+      { key: "mix", label: "cheapest mix", tone: "mix", thick: true, ...money },
       { key: "api", label: "API alone", tone: "api", dashed: true, ...money },
       { key: "own", label: "self-hosted alone", tone: "own", dashed: true, ...money },
     ]),
