@@ -339,10 +339,12 @@ impl Talk<'_> {
         let phase = Phase::default();
         let stream = Patient::new(stream, phase.clone(), self.limits.header_timeout, self.rest());
         let (gateway, clients, address) = (self.work.gateway.clone(), self.clients.clone(), self.address);
+        // hyper moves a call's future about, and keeps room for it as long as the connection lasts: kilobytes, which a
+        // box gives back when the answer begins.
         let service = service_fn(move |request: Request<Incoming>| {
             let (gateway, clients, phase) = (gateway.clone(), clients.clone(), phase.clone());
             phase.handed_over();
-            async move {
+            Box::pin(async move {
                 // An upload may go on after its answer has begun.
                 let is_whole = request.body().is_end_stream()
                     || Endpoint::of(request.method(), request.uri().path()).is_routed();
@@ -351,7 +353,7 @@ impl Talk<'_> {
                     phase.answered();
                 }
                 Ok::<_, Infallible>(answer)
-            }
+            })
         });
         let mut builder = http1::Builder::new();
         builder
@@ -379,10 +381,10 @@ impl Talk<'_> {
         let service = service_fn(move |request: Request<Incoming>| {
             let (gateway, clients) = (gateway.clone(), clients.clone());
             phase.handed_over();
-            async move {
+            Box::pin(async move {
                 let answer = proxy::handle(&gateway, &clients, request, address).await;
                 Ok::<_, Infallible>(answer.map(Paced::new))
-            }
+            })
         });
         let streams = Streams::new(rest);
         let mut builder = http2::Builder::new(streams.clone());
