@@ -219,6 +219,9 @@ impl Metered {
                 break End::NotYet;
             }
             let Some(upstream) = &mut self.upstream else { break End::Clean };
+            if !joined.is_empty() && upstream.is_drained() {
+                break End::NotYet;
+            }
             match http_body::Body::poll_frame(Pin::new(upstream), context) {
                 Poll::Pending => break End::NotYet,
                 Poll::Ready(None) => break End::Clean,

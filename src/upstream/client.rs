@@ -103,6 +103,16 @@ pub enum UpstreamBody {
     Hyper(Incoming),
 }
 
+impl UpstreamBody {
+    /// Whether all that has arrived was handed out, so that to ask for more at once would be in vain.
+    pub fn is_drained(&self) -> bool {
+        match self {
+            Self::Pooled(body) => body.is_drained(),
+            Self::Hyper(_) => false,
+        }
+    }
+}
+
 /// An answer broke off. The details are for the log.
 #[derive(Debug, thiserror::Error)]
 #[error("the upstream's connection broke: {0}")]

@@ -77,6 +77,8 @@ pub struct Connection {
     stream: TcpStream,
     unread: BytesMut,
     read_size: usize,
+    /// The last read did not fill its room: the socket had no more.
+    is_drained: bool,
     outgoing: Outgoing,
 }
 
@@ -91,7 +93,13 @@ struct Outgoing {
 
 impl Connection {
     pub fn new(stream: TcpStream) -> Self {
-        Self { stream, unread: BytesMut::new(), read_size: MIN_READ, outgoing: Outgoing::default() }
+        Self {
+            stream,
+            unread: BytesMut::new(),
+            read_size: MIN_READ,
+            is_drained: false,
+            outgoing: Outgoing::default(),
+        }
     }
 
     /// Whether the other side has neither closed nor sent anything unasked. Costs no system call while nothing
@@ -106,6 +114,11 @@ impl Connection {
     /// Whether the request went out in full and nothing is left over from the answer.
     pub fn is_reusable(&self) -> bool {
         self.outgoing.is_sent() && self.unread.is_empty()
+    }
+
+    /// Whether the socket had no more at the last read, so that one more would very likely have to wait.
+    pub fn is_drained(&self) -> bool {
+        self.is_drained
     }
 
     /// Sends a request and waits for the head of its answer. `delivery` is complete once the socket has all of it.
@@ -200,6 +213,7 @@ impl Connection {
         };
         match received {
             Ok(received) => {
+                self.is_drained = received < room;
                 if received == room && room >= self.read_size / 2 {
                     self.read_size = (self.read_size * 2).min(MAX_READ);
                 }

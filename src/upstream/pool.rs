@@ -253,6 +253,11 @@ pub struct PooledBody {
 }
 
 impl PooledBody {
+    /// Whether all that has arrived was handed out, and it goes on.
+    pub fn is_drained(&self) -> bool {
+        self.connection.as_ref().is_some_and(Connection::is_drained)
+    }
+
     /// The body has ended: the connection goes back, if it can carry another call.
     fn release(&mut self) {
         if let Some(connection) = self.connection.take()

@@ -171,6 +171,28 @@ async fn events_that_arrive_together_are_one_frame_and_the_connection_comes_back
 }
 
 #[tokio::test]
+async fn a_body_says_whether_the_socket_had_more() {
+    const LENGTH: usize = 1 << 20;
+    let (pool, _) = server(|mut stream, number| async move {
+        read_request(&mut stream).await;
+        let chunk = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n9\r\ndata: 1\n\n\r\n";
+        let large = format!("HTTP/1.1 200 OK\r\ncontent-length: {LENGTH}\r\n\r\n{}", "a".repeat(LENGTH));
+        let answer = if number == 0 { chunk } else { &large };
+        stream.write_all(answer.as_bytes()).await.unwrap();
+        read_request(&mut stream).await;
+    })
+    .await;
+    let mut event = post(&pool, "{}").await.unwrap().into_body();
+    assert_eq!(event.frame().await.unwrap().unwrap().into_data().unwrap(), "data: 1\n\n");
+    assert!(event.is_drained());
+    let mut large = post(&pool, "{}").await.unwrap().into_body();
+    let first = large.frame().await.unwrap().unwrap().into_data().unwrap();
+    assert!(!large.is_drained());
+    let rest = large.collect().await.unwrap().to_bytes();
+    assert_eq!(first.len() + rest.len(), LENGTH);
+}
+
+#[tokio::test]
 async fn a_body_dropped_before_its_end_closes_the_connection() {
     let (hung_up, seen) = tokio::sync::oneshot::channel();
     let hung_up = std::sync::Mutex::new(Some(hung_up));
