@@ -92,7 +92,7 @@ impl Bench {
     }
 
     /// An exchange in the state that it has when an answer is there.
-    fn exchange(&self) -> Exchange {
+    fn exchange(&self) -> Box<Exchange> {
         let presence = self.gateway.enter(usize::MAX).expect("nothing is in flight");
         let state = self.gateway.state();
         let endpoint = Endpoint::ChatCompletions;

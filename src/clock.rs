@@ -44,8 +44,16 @@ impl Clock {
 
     pub fn now(&self) -> Timestamp {
         match self {
-            Self::System { origin, started, speed } => *origin + started.elapsed() * *speed,
+            Self::System { .. } => self.at(Stopwatch::start()),
             Self::Manual { millis, .. } => Timestamp::from_millis(millis.load(Ordering::SeqCst)),
+        }
+    }
+
+    /// What it showed when a stopwatch was started; a manual clock shows what it shows now.
+    pub fn at(&self, start: Stopwatch) -> Timestamp {
+        match self {
+            Self::System { origin, started, speed } => *origin + start.0.duration_since(*started) * *speed,
+            Self::Manual { .. } => self.now(),
         }
     }
 
@@ -93,5 +101,20 @@ pub async fn within<F: Future + Unpin>(patience: Duration, mut future: F) -> Res
     match at_once {
         Poll::Ready(output) => Ok(output),
         Poll::Pending => tokio::time::timeout(patience, future).await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_says_what_it_showed_when_a_stopwatch_was_started() {
+        let clock = Clock::accelerated(Timestamp::from_secs(1_000), 60);
+        let before = clock.now();
+        let start = Stopwatch::start();
+        assert!((before..=clock.now()).contains(&clock.at(start)));
+        let manual = Clock::manual(Timestamp::from_secs(5));
+        assert_eq!(manual.at(start), Timestamp::from_secs(5));
     }
 }

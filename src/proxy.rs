@@ -129,7 +129,7 @@ async fn forward(
 /// A path that is not understood.
 async fn unread(
     clients: &Clients,
-    mut exchange: Exchange,
+    mut exchange: Box<Exchange>,
     parts: request::Parts,
     incoming: Incoming,
     upgrade: Option<OnUpgrade>,
@@ -168,7 +168,7 @@ fn may_record(gateway: &Gateway, when_unavailable: WhenUnavailable) -> Result<()
 /// A call to one of the endpoints that are understood.
 async fn routed(
     clients: &Clients,
-    mut exchange: Exchange,
+    mut exchange: Box<Exchange>,
     mut parts: request::Parts,
     incoming: Incoming,
 ) -> Result<Response<Body>, ProxyError> {
@@ -253,7 +253,7 @@ fn count_decision(route: &Route, choice: &Choice) {
 /// A model on no route goes to the first API as it is.
 async fn unrouted(
     clients: &Clients,
-    mut exchange: Exchange,
+    mut exchange: Box<Exchange>,
     parts: request::Parts,
     call: Call,
     body: Bytes,
@@ -287,7 +287,7 @@ pub(crate) fn path_and_query(uri: &http::Uri) -> String {
 }
 
 /// Books a call that got no answer, if a backend was tried.
-pub(crate) fn fail(exchange: Exchange, error: ProxyError) -> ProxyError {
+pub(crate) fn fail(exchange: Box<Exchange>, error: ProxyError) -> ProxyError {
     let outcome = match error {
         ProxyError::UpstreamTimeout { .. } => Outcome::Timeout,
         ProxyError::Request(_) => Outcome::ClientError,

@@ -82,7 +82,7 @@ pub struct Metered {
     first: Option<Bytes>,
     reader: Reader,
     /// Taken when the call is settled.
-    exchange: Option<Exchange>,
+    exchange: Option<Box<Exchange>>,
     timer: Pin<Box<Sleep>>,
     between_bytes: Duration,
     total: Duration,
@@ -134,7 +134,7 @@ impl Metered {
         upstream: Option<UpstreamBody>,
         first: Option<Bytes>,
         reader: Reader,
-        exchange: Exchange,
+        exchange: Box<Exchange>,
         timeouts: &Timeouts,
     ) -> Self {
         Self {
@@ -274,7 +274,7 @@ impl Metered {
     fn poll_silence(&mut self, context: &mut Context<'_>) -> Poll<Option<Bytes>> {
         while self.timer.as_mut().poll(context).is_ready() {
             let silent = self.silence.elapsed();
-            let age = self.exchange.as_ref().map_or(Duration::ZERO, Exchange::age);
+            let age = self.exchange.as_ref().map_or(Duration::ZERO, |exchange| exchange.age());
             if silent >= self.between_bytes || age >= self.total {
                 if self.exchange.is_some() {
                     self.settle_early(
@@ -305,7 +305,7 @@ impl Metered {
     /// Books a call whose answer is incomplete, and lets the client know: with an error event on an event
     /// stream, with a broken connection elsewhere.
     fn settle_early(&mut self, outcome: Outcome, mut last: Joined, why: &'static str) {
-        let endpoint = self.exchange.as_ref().map_or(Endpoint::Other, Exchange::endpoint);
+        let endpoint = self.exchange.as_ref().map_or(Endpoint::Other, |exchange| exchange.endpoint());
         let then = match self.reader.error_event(endpoint, why) {
             Some(event) => {
                 last.add(event);

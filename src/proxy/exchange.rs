@@ -100,6 +100,7 @@ struct Served {
 }
 
 impl Exchange {
+    /// In a box, because it goes from hand to hand: through the call's futures, and into the body of its answer.
     pub fn open(
         gateway: Arc<Gateway>,
         state: Arc<State>,
@@ -107,9 +108,9 @@ impl Exchange {
         caller: Caller,
         watch: Stopwatch,
         presence: Presence,
-    ) -> Self {
-        let opened_at = gateway.now();
-        Self {
+    ) -> Box<Self> {
+        let opened_at = gateway.clock.at(watch);
+        Box::new(Self {
             id: new_id(opened_at),
             opened_at,
             gateway,
@@ -136,7 +137,7 @@ impl Exchange {
             buys: true,
             span: CallSpan::default(),
             _presence: presence,
-        }
+        })
     }
 
     pub fn gateway(&self) -> &Arc<Gateway> {
@@ -237,7 +238,7 @@ impl Exchange {
     }
 
     /// A new record for a part of this call that is billed by itself.
-    pub fn part(&self) -> Option<Self> {
+    pub fn part(&self) -> Option<Box<Self>> {
         let served = self.served.as_ref()?;
         let presence = self.gateway.enter(usize::MAX)?;
         let mut part = Self::open(
@@ -267,7 +268,7 @@ impl Exchange {
     }
 
     /// As [`Self::part`], of the same model and route, for what is billed once under this id.
-    fn part_once(&self, id: Uuid) -> Option<Self> {
+    fn part_once(&self, id: Uuid) -> Option<Box<Self>> {
         let mut part = self.part()?;
         part.id = id;
         part.route.clone_from(&self.route);

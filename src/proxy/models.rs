@@ -20,7 +20,7 @@ use crate::upstream::send::MAX_COLLECTED_BYTES;
 /// The list of models, or one of them: the API's answer, completed with what only our routes have.
 pub async fn answer(
     clients: &Clients,
-    exchange: Exchange,
+    exchange: Box<Exchange>,
     parts: request::Parts,
     incoming: Incoming,
 ) -> Result<Response<Body>, ProxyError> {

@@ -30,7 +30,7 @@ const FORM_OVERLAP_BYTES: usize = 512;
 /// A path that is not understood goes to an API, as it comes, and is metered if its answer says usage.
 pub async fn pass(
     clients: &Clients,
-    mut exchange: Exchange,
+    mut exchange: Box<Exchange>,
     backend: &Arc<Backend>,
     parts: request::Parts,
     incoming: Incoming,

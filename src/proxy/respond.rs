@@ -15,7 +15,7 @@ use crate::openai::usage::{self, Reported};
 use crate::upstream::send::{Answer, MAX_COLLECTED_BYTES};
 
 /// Hands an answer to the client: whole, with its cost, or as it comes.
-pub async fn respond(exchange: Exchange, answer: Answer) -> Response<Body> {
+pub async fn respond(exchange: Box<Exchange>, answer: Answer) -> Response<Body> {
     if answer.rest.is_some()
         || exchange.call().is_some_and(|call| call.stream && answer.head.status.is_success())
     {
@@ -66,7 +66,7 @@ fn decoded(head: &HeaderMap, read: &Bytes) -> Bytes {
 }
 
 /// An answer that is read as it passes.
-pub fn stream(mut exchange: Exchange, answer: Answer) -> Response<Body> {
+pub fn stream(mut exchange: Box<Exchange>, answer: Answer) -> Response<Body> {
     let Answer { mut head, read, rest, strip_usage } = answer;
     exchange.set_status(head.status.as_u16());
     annotate(&mut head.headers, &exchange);

@@ -39,7 +39,7 @@ pub fn is_asked<B>(request: &Request<B>) -> bool {
 /// Opens the tunnel, or hands over the API's refusal.
 pub async fn tunnel(
     clients: &Clients,
-    mut exchange: Exchange,
+    mut exchange: Box<Exchange>,
     backend: &Arc<Backend>,
     parts: request::Parts,
     client_side: OnUpgrade,
@@ -98,7 +98,7 @@ pub async fn tunnel(
 }
 
 /// Carries bytes both ways until one side ends.
-async fn carry(exchange: Exchange, client: Upgraded, upstream: Upgraded) {
+async fn carry(exchange: Box<Exchange>, client: Upgraded, upstream: Upgraded) {
     let (from_client, to_client) = tokio::io::split(TokioIo::new(client));
     let (from_upstream, to_upstream) = tokio::io::split(TokioIo::new(upstream));
     tokio::select! {

@@ -23,7 +23,7 @@ const COMPARED_ONE_IN: u8 = 128;
 
 impl Exchange {
     /// Books a call whose answer was read as it passed. The answer's end waits for what this returns.
-    pub fn settle_stream(mut self, outcome: Outcome, reader: &mut Reader) -> Settling {
+    pub fn settle_stream(mut self: Box<Self>, outcome: Outcome, reader: &mut Reader) -> Settling {
         self.end_attempt(attempt_result(outcome, self.status), None);
         match reader.reported() {
             reported if self.is_later() => self.book_later(outcome, reported.as_ref()),
@@ -37,7 +37,12 @@ impl Exchange {
     }
 
     /// Books a complete answer.
-    pub fn settle_unary(mut self, outcome: Outcome, reported: Option<&Reported>, answer: &Bytes) -> Settling {
+    pub fn settle_unary(
+        mut self: Box<Self>,
+        outcome: Outcome,
+        reported: Option<&Reported>,
+        answer: &Bytes,
+    ) -> Settling {
         self.end_attempt(attempt_result(outcome, self.status), None);
         match reported {
             reported if self.is_later() => self.book_later(outcome, reported),
@@ -57,13 +62,13 @@ impl Exchange {
     }
 
     /// Books a call that failed without an answer of its own.
-    pub fn settle_failed(mut self, outcome: Outcome, status: u16) {
+    pub fn settle_failed(mut self: Box<Self>, outcome: Outcome, status: u16) {
         self.status = status;
         let _settling = self.book_nothing(outcome);
     }
 
     /// The client went away: what was produced until then is booked.
-    pub fn cancel_stream(mut self, reader: &mut Reader) {
+    pub fn cancel_stream(mut self: Box<Self>, reader: &mut Reader) {
         self.end_attempt(AttemptResult::Cancelled, None);
         let _settling = match reader.reported() {
             // Who reads only a part of a file buys nothing: it was made long ago, and will be read again.
@@ -82,14 +87,14 @@ impl Exchange {
             && outcome != Outcome::ClientError
     }
 
-    fn book_reported(mut self, outcome: Outcome, reported: &Reported) -> Settling {
+    fn book_reported(mut self: Box<Self>, outcome: Outcome, reported: &Reported) -> Settling {
         self.span.answered_by(reported.model.as_deref());
         let bill = self.bill(&reported.usage, reported.tier, reported.model.as_deref());
         self.book(outcome, &reported.usage, UsageSource::UpstreamUsage, reported.tier, bill)
     }
 
     /// Books an answer of several choices whose usage is that of one: the others are taken to be as long.
-    fn book_one_choice(mut self, outcome: Outcome, reported: &Reported) -> Settling {
+    fn book_one_choice(mut self: Box<Self>, outcome: Outcome, reported: &Reported) -> Settling {
         self.span.answered_by(reported.model.as_deref());
         let choices = self.call.as_ref().map_or(1, |call| u64::from(call.choices));
         let Reported { usage, tier, .. } = reported;
@@ -102,14 +107,14 @@ impl Exchange {
         self.book(outcome, &usage, UsageSource::Estimate, *tier, bill)
     }
 
-    fn book_nothing(self, outcome: Outcome) -> Settling {
+    fn book_nothing(self: Box<Self>, outcome: Outcome) -> Settling {
         let is_answered = outcome == Outcome::Success && (200..300).contains(&self.status);
         let unpriced = is_answered && self.endpoint.costs_without_usage();
         let bill = Bill { unpriced, ..Bill::default() };
         self.book(outcome, &Usage::default(), UsageSource::None, Tier::Standard, bill)
     }
 
-    fn book_no_row(mut self, outcome: Outcome) -> Settling {
+    fn book_no_row(mut self: Box<Self>, outcome: Outcome) -> Settling {
         self.buys = false;
         self.book_nothing(outcome)
     }
@@ -121,7 +126,7 @@ impl Exchange {
 
     /// Books a response that is made in the background, or was, when its usage is seen: once, in a row of its own whose
     /// id is made from the response's. The call that began it has a row without usage, and who reads it has none.
-    fn book_later(self, outcome: Outcome, reported: Option<&Reported>) -> Settling {
+    fn book_later(self: Box<Self>, outcome: Outcome, reported: Option<&Reported>) -> Settling {
         let Some(reported) = reported.filter(|reported| reported.is_background || self.call.is_some()) else {
             return self.book_nothing(outcome);
         };
@@ -157,7 +162,7 @@ impl Exchange {
     }
 
     /// Counts what a stream has produced, at the tier that it named or was asked for.
-    fn count_stream(self, outcome: Outcome, reader: &Reader) -> Settling {
+    fn count_stream(self: Box<Self>, outcome: Outcome, reader: &Reader) -> Settling {
         let asked = self.call.as_ref().and_then(|call| call.service_tier);
         let tier = reader.report().and_then(|report| report.tier).or(asked).unwrap_or_default();
         let produced = reader.produced();
@@ -167,7 +172,7 @@ impl Exchange {
     /// Counts with the tokenizer elsewhere, then books. What is returned is done when the row is written.
     /// When too many counts wait already, `bytes` of text are estimated instead.
     fn count_and_book(
-        self,
+        self: Box<Self>,
         outcome: Outcome,
         tier: Tier,
         bytes: u64,
@@ -248,7 +253,7 @@ impl Exchange {
 
     /// Ends the call. What is returned ends when its row is safe.
     fn book(
-        mut self,
+        mut self: Box<Self>,
         outcome: Outcome,
         usage: &Usage,
         source: UsageSource,
