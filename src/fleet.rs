@@ -185,7 +185,11 @@ impl Fleet {
     }
 
     pub fn availability(&self) -> Availability {
-        let now = self.clock.now();
+        self.availability_at(self.clock.now())
+    }
+
+    /// As [`Self::availability`], for who has just looked at the clock.
+    pub fn availability_at(&self, now: Timestamp) -> Availability {
         let mut availability = Availability::NoReplica;
         for replica in self.replicas.iter().filter(|replica| replica.is_serving(now)) {
             if replica.has_room(now) {

@@ -56,24 +56,22 @@ pub fn choose(
             Ok(Choice { order: vec![index], reason: Reason::Pinned })
         });
     }
-    let is_own = |index: &usize| !route.offers[*index].backend.is_api();
-    let (own, api): (Vec<usize>, Vec<usize>) = eligible.into_iter().partition(is_own);
-    match (own.is_empty(), api.is_empty()) {
-        (true, true) => Err(Refusal::NotEligible(lacking.unwrap_or("it has no offers"))),
-        (own_is_empty, api_is_empty) if own_is_empty || api_is_empty => {
-            let order = if own_is_empty { api } else { own };
-            let reason = if lacking.is_some() { Reason::NotEligible } else { Reason::OnlyOffer };
-            Ok(Choice { order, reason })
+    let side = |index: &usize| {
+        if route.offers[*index].backend.is_api() { Preference::Api } else { Preference::SelfHosted }
+    };
+    let first_of = |wanted| eligible.iter().copied().find(|index| side(index) == wanted);
+    let reason = match (first_of(Preference::SelfHosted), first_of(Preference::Api)) {
+        (None, None) => return Err(Refusal::NotEligible(lacking.unwrap_or("it has no offers"))),
+        (Some(own), Some(api)) => {
+            let (preference, reason) = prefer(state, route, call, circumstances, own, api);
+            // The preferred side comes first; on each side the owner's order holds.
+            eligible.sort_by_key(|index| side(index) != preference);
+            reason
         }
-        _ => {
-            let (preference, reason) = prefer(state, route, call, circumstances, own[0], api[0]);
-            let order = match preference {
-                Preference::SelfHosted => own.into_iter().chain(api).collect(),
-                Preference::Api => api.into_iter().chain(own).collect(),
-            };
-            Ok(Choice { order, reason })
-        }
-    }
+        _ if lacking.is_some() => Reason::NotEligible,
+        _ => Reason::OnlyOffer,
+    };
+    Ok(Choice { order: eligible, reason })
 }
 
 /// Which side, when both can serve.
@@ -94,10 +92,12 @@ fn prefer(
         RoutePolicy::Api | RoutePolicy::Split { .. } => (Preference::Api, Reason::Pinned),
         RoutePolicy::Threshold(_) | RoutePolicy::Cheapest | RoutePolicy::Adaptive => pool.plan(),
     };
+    let now = circumstances.now;
+    let availability_of = |offer: usize| route.offers[offer].backend.fleet.availability_at(now);
     let offer = &route.offers[api];
-    let api_troubled =
-        offer.backend.throttle.throttled_until(circumstances.now).is_some() || !offer.backend.is_serving();
-    let availability = route.offers[own].backend.fleet.availability();
+    let api_troubled = offer.backend.throttle.throttled_until(now).is_some()
+        || availability_of(api) == Availability::NoReplica;
+    let availability = availability_of(own);
     if preference == Preference::Api {
         let is_paid = match pool.spec.billing {
             Billing::WhileRunning => pool.is_controlled,
