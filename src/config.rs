@@ -34,6 +34,10 @@ pub use secret::Secret;
 pub use crate::economics::{Band, PolicyKind as RoutePolicy, PolicySettings as PolicyParameters, Threshold};
 use crate::economics::{NanoUsd, PoolSpec, PriceCard};
 
+/// A table whose names the owner writes. Clients look up in it and add nothing, so nobody can make names collide,
+/// and a quick hash will do.
+pub type ByName<T> = HashMap<String, T, foldhash::fast::RandomState>;
+
 /// Index of a backend in [`Config::backends`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BackendId(pub u16);
@@ -61,7 +65,7 @@ pub struct Config {
     pub backends: Vec<Backend>,
     pub routes: Vec<Route>,
     /// Model names that clients ask for, and the route that serves them.
-    pub models: HashMap<String, RouteId>,
+    pub models: ByName<RouteId>,
     /// Prices by upstream model name, for `api` backends.
     pub prices: PriceBook,
     /// What works, and is probably not what was meant: for `check` and the log.
@@ -409,7 +413,7 @@ pub struct Features {
 /// Prices of the API's models.
 #[derive(Debug, Clone, Default)]
 pub struct PriceBook {
-    pub cards: HashMap<String, PriceCard>,
+    pub cards: ByName<PriceCard>,
     /// When the prices were last confirmed, in seconds since the Unix epoch.
     pub confirmed_at_seconds: u64,
 }

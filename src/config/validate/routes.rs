@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use super::super::raw::{PolicyName, RawBackend, RawBand, RawOffer, RawRoute, RawThreshold};
 use super::super::read::{At, Named};
 use super::super::{
-    Backend, BackendId, BackendKind, Band, Features, Offer, Place, PriceBook, Route, RouteId, RoutePolicy,
-    Threshold, defaults, dialect, problem,
+    Backend, BackendId, BackendKind, Band, ByName, Features, Offer, Place, PriceBook, Route, RouteId,
+    RoutePolicy, Threshold, defaults, dialect, problem,
 };
 use super::Checker;
 
@@ -18,7 +18,7 @@ impl Checker<'_> {
         raw_backends: Option<&Named<RawBackend>>,
         backends: &[Backend],
         prices: &PriceBook,
-    ) -> (Vec<Route>, HashMap<String, RouteId>) {
+    ) -> (Vec<Route>, ByName<RouteId>) {
         let raw = raw.map_or(&[][..], |named| &named.0);
         if let Some((_, extra)) = raw.get(defaults::MOST_ROUTES) {
             let what = format!("is one route more than {}", defaults::MOST_ROUTES);
@@ -242,8 +242,8 @@ impl Checker<'_> {
         Some(Band { up, down })
     }
 
-    fn models(&mut self, routes: &[(String, At<RawRoute>)]) -> HashMap<String, RouteId> {
-        let mut models = HashMap::new();
+    fn models(&mut self, routes: &[(String, At<RawRoute>)]) -> ByName<RouteId> {
+        let mut models = ByName::default();
         let mut first_named: HashMap<String, Place> = HashMap::new();
         for (index, (_, route)) in routes.iter().enumerate() {
             let id = RouteId(u16::try_from(index).expect("there are at most 4096 routes"));
