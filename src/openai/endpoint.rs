@@ -27,10 +27,19 @@ pub enum Endpoint {
 }
 
 impl Endpoint {
+    /// Those whose calls are read, routed, counted and priced.
+    const ROUTED: [Self; 4] = [Self::ChatCompletions, Self::Responses, Self::Embeddings, Self::Completions];
+
     /// Understands `/v1/..`, and Azure's `/openai/v1/..` and `/openai/deployments/{deployment}/..`.
     /// `path` has no query. Reading back what else is stored (`GET /v1/chat/completions/{id}`) is
     /// [`Endpoint::Other`]: nothing is generated, so nothing may be billed.
     pub fn of(method: &Method, path: &str) -> Self {
+        let is_whole_path = |endpoint: &Self| endpoint.path() == Some(path);
+        // Nearly all calls are for one of these, which takes a comparison and not a walk over the path.
+        if let Some(routed) = Self::ROUTED.into_iter().find(is_whole_path).filter(|_| method == Method::POST)
+        {
+            return routed;
+        }
         let Some(rest) = below_version(path) else { return Self::Other };
         let mut segments = rest.splitn(3, '/');
         let shape = (method.as_str(), segments.next().unwrap_or(""), segments.next(), segments.next());
@@ -89,8 +98,8 @@ impl Endpoint {
     }
 
     /// Whether calls are read, routed, counted and priced. Every other call passes through.
-    pub const fn is_routed(self) -> bool {
-        matches!(self, Self::ChatCompletions | Self::Completions | Self::Responses | Self::Embeddings)
+    pub fn is_routed(self) -> bool {
+        Self::ROUTED.contains(&self)
     }
 
     /// Whether an answer may have cost something. Reading back what is stored costs nothing, though the answer
@@ -140,6 +149,18 @@ fn below_version(path: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_routed_endpoints_are_those_with_a_path_of_their_own() {
+        for endpoint in Endpoint::ROUTED {
+            let path = endpoint.path().expect("it has one");
+            assert_eq!(Endpoint::of(&Method::POST, path), endpoint);
+            assert_eq!(Endpoint::of(&Method::GET, path), Endpoint::Other);
+        }
+        for endpoint in [Endpoint::Messages, Endpoint::Models, Endpoint::Files, Endpoint::Other] {
+            assert!(endpoint.path().is_none() && !endpoint.is_routed(), "{endpoint:?}");
+        }
+    }
 
     #[test]
     fn an_endpoint_is_known_by_method_and_path() {
@@ -197,13 +218,5 @@ mod tests {
             !bills(Method::GET, "/v1/responses/resp_1") && !bills(Method::GET, "/v1/chat/completions/c1")
         );
         assert!(!bills(Method::POST, "/v1/files") && !bills(Method::GET, "/v1/batches/b1"));
-    }
-
-    #[test]
-    fn four_posts_are_routed() {
-        let routed =
-            [Endpoint::ChatCompletions, Endpoint::Completions, Endpoint::Responses, Endpoint::Embeddings];
-        assert!(routed.into_iter().all(Endpoint::is_routed));
-        assert!(!Endpoint::Messages.is_routed() && !Endpoint::Other.is_routed());
     }
 }
