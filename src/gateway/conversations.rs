@@ -4,6 +4,7 @@
 //! comes later has it. Entries are read without a lock and forgotten when a provider's prompt cache would have
 //! dropped them. What is lost by a collision is a hint, nothing else.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -38,15 +39,10 @@ pub struct Home {
 }
 
 /// The conversations of late.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Conversations {
-    places: Box<[AtomicU64]>,
-}
-
-impl Default for Conversations {
-    fn default() -> Self {
-        Self { places: (0..PLACES).map(|_| AtomicU64::new(0)).collect() }
-    }
+    /// Made for the first that is remembered: many proxies never have one.
+    places: OnceLock<Box<[AtomicU64]>>,
 }
 
 impl Conversations {
@@ -64,12 +60,13 @@ impl Conversations {
             return;
         }
         let entry = fields.iter().rev().fold(0, |entry, (value, bits)| (entry << bits) | value);
-        self.places[place(conversation)].store(entry, Ordering::Relaxed);
+        let places = self.places.get_or_init(|| (0..PLACES).map(|_| AtomicU64::new(0)).collect());
+        places[place(conversation)].store(entry, Ordering::Relaxed);
     }
 
     /// Where its last call was served, if that is not too long ago.
     pub fn home(&self, conversation: u64, now: Timestamp) -> Option<Home> {
-        let mut rest = self.places[place(conversation)].load(Ordering::Relaxed);
+        let mut rest = self.places.get()?[place(conversation)].load(Ordering::Relaxed);
         let mut take = |bits: u32| {
             let value = rest & mask(bits);
             rest >>= bits;
