@@ -108,8 +108,12 @@ enum State {
     },
     /// Everything but the end marker was handed over.
     Trailing(Option<HeaderMap>),
-    /// The connection to the client is to be broken, so that it sees that something is missing.
-    Breaking(&'static str),
+    /// The connection to the client is to be broken, so that it sees that something is missing. Before that it is
+    /// given the time to send what it was handed over: an error ends it with all that it still holds.
+    Breaking {
+        why: &'static str,
+        is_flushed: bool,
+    },
     Ended,
 }
 
@@ -186,7 +190,7 @@ impl Metered {
                     self.state = match std::mem::replace(then, After::Open) {
                         After::Open => State::Open,
                         After::Trailing(trailers) => State::Trailing(trailers),
-                        After::Breaking(why) => State::Breaking(why),
+                        After::Breaking(why) => State::Breaking { why, is_flushed: false },
                     };
                     if !last.is_empty() {
                         return Poll::Ready(Some(Ok(Frame::data(last))));
@@ -197,7 +201,12 @@ impl Metered {
                     self.state = State::Ended;
                     return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))));
                 }
-                State::Breaking(why) => {
+                State::Breaking { is_flushed: is_flushed @ false, .. } => {
+                    *is_flushed = true;
+                    context.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                State::Breaking { why, .. } => {
                     let why = *why;
                     self.state = State::Ended;
                     return Poll::Ready(Some(Err(why.into())));
