@@ -78,7 +78,7 @@ pub struct Route {
     pub id: RouteId,
     pub spec: config::Route,
     pub offers: Vec<Offer>,
-    /// The pool of the first self-hosted offer.
+    /// The pool of the first self-hosted offer, whose plan decides between the two sides.
     pub pool: Option<Arc<Pool>>,
     /// Tokens a byte of this route's requests.
     pub ratio: Ratio,
@@ -90,6 +90,8 @@ pub struct Route {
 pub struct Offer {
     pub backend: Arc<Backend>,
     pub spec: config::Offer,
+    /// What its replicas cost, if they are rented.
+    pub pool: Option<Arc<Pool>>,
     series: ArcSwap<HashMap<(String, String), Arc<Series>>>,
 }
 
@@ -298,11 +300,11 @@ impl Route {
             .map(|offer| Offer {
                 backend: backends[usize::from(offer.backend.0)].clone(),
                 spec: offer.clone(),
+                pool: pools.iter().find(|pool| pool.backend.id == offer.backend).cloned(),
                 series: ArcSwap::default(),
             })
             .collect();
-        let own = offers.iter().find(|offer| !offer.backend.is_api());
-        let pool = own.and_then(|own| pools.iter().find(|pool| pool.backend.id == own.backend.id)).cloned();
+        let pool = offers.iter().find(|offer| !offer.backend.is_api()).and_then(|own| own.pool.clone());
         let old = before.and_then(|before| before.routes.iter().find(|old| old.spec.name == spec.name));
         let lengths =
             old.and_then(|old| old.lengths.lock().ok().map(|lengths| lengths.clone())).unwrap_or_default();
@@ -335,7 +337,7 @@ impl Route {
                 policy: config::RoutePolicy::Api,
                 offers: vec![offer.clone()],
             },
-            offers: vec![Offer { backend, spec: offer, series: ArcSwap::default() }],
+            offers: vec![Offer { backend, spec: offer, pool: None, series: ArcSwap::default() }],
             pool: None,
             ratio: Ratio::new(),
             lengths: Mutex::default(),

@@ -181,7 +181,7 @@ fn bounds<'a>(state: &State, route: &Route, call: &Call, offers: impl Iterator<I
         Usage::new(input, call.max_output_tokens.unwrap_or(UNLIMITED_OUTPUT_TOKENS).saturating_mul(choices));
     let expected = route.expected_output(call.max_output_tokens).saturating_mul(choices);
     let tier = call.service_tier.unwrap_or_default();
-    let cost = offers.map(|offer| match (offer.backend.is_api(), &route.pool) {
+    let cost = offers.map(|offer| match (offer.backend.is_api(), &offer.pool) {
         (false, Some(pool)) => pool.rent_of(pool.work_of(&most)) + pool.spec.request_fee,
         (false, None) => NanoUsd::ZERO,
         (true, _) => {

@@ -25,7 +25,7 @@ pub fn bill(config: &Config, route: &Route, served: &Offer, model: &str, usage: 
     let api_tier = if served.backend.is_api() { tier } else { Tier::Standard };
     let card = api.and_then(|offer| card(config, offer, model));
     let api_cost = card.map(|card| card.cost(usage, api_tier));
-    let pool = own.and(route.pool.as_deref());
+    let pool = own.and_then(|offer| offer.pool.as_deref());
     let work = pool.map_or(Work::ZERO, |pool| pool.work_of(usage));
     let self_hosted_cost = pool.map(|pool| pool.rent_of(work) + pool.spec.request_fee);
     match (served.backend.is_api(), pool) {
@@ -63,18 +63,11 @@ pub fn bill_unrouted(config: &Config, model: &str, usage: &Usage, tier: Tier) ->
 /// What an attempt is estimated to cost that had all of a request and brought no answer: its input at an API. On own
 /// hardware the fee, and the work that its input is where rent is due by the second of work; elsewhere the time that
 /// it took is rent that is due anyway.
-pub fn attempt(
-    config: &Config,
-    route: &Route,
-    offer: &Offer,
-    model: &str,
-    input: &Usage,
-    tier: Tier,
-) -> NanoUsd {
+pub fn attempt(config: &Config, offer: &Offer, model: &str, input: &Usage, tier: Tier) -> NanoUsd {
     if offer.backend.is_api() {
         return card(config, offer, model).map(|card| card.cost(input, tier)).unwrap_or_default();
     }
-    let Some(pool) = &route.pool else { return NanoUsd::ZERO };
+    let Some(pool) = &offer.pool else { return NanoUsd::ZERO };
     let rent = if is_paid_per_use(pool) { pool.rent_of(pool.work_of(input)) } else { NanoUsd::ZERO };
     pool.spec.request_fee + rent
 }

@@ -147,6 +147,8 @@ pub struct Row {
     /// The same usage as its share of a fully used self-hosted backend; a call that none offers counts what it
     /// cost.
     pub all_self_hosted: NanoUsd,
+    /// Rent that was due in the group's time. In a group of calls, what they cost on rented backends: their shares of the
+    /// rent, and their fees.
     pub rent: NanoUsd,
     /// Rent that no call used. Negative where calls were attributed more than was due.
     pub idle: NanoUsd,

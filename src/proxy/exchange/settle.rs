@@ -233,7 +233,7 @@ impl Exchange {
         let (Some(route), Some(served)) = (&self.route, &self.served) else { return };
         let Some(offer) = served.offer.map(|index| &route.offers[index]) else { return };
         let (usage, tier) = self.estimated_input();
-        let cost = bill::attempt(&self.state.config, route, offer, self.requested_model(), &usage, tier);
+        let cost = bill::attempt(&self.state.config, offer, self.requested_model(), &usage, tier);
         let kind = if served.backend.is_api() { SpendKind::Tokens } else { SpendKind::Requests };
         served.series.cost(cost);
         served.backend.series.spend(kind, cost);
@@ -367,7 +367,8 @@ impl Exchange {
         }
         let fee = bill.cost - bill.rent_share;
         served.backend.series.spend(SpendKind::Requests, fee);
-        if let Some(pool) = self.route.as_ref().and_then(|route| route.pool.as_ref()) {
+        let offer = self.route.as_ref().zip(served.offer).map(|(route, offer)| &route.offers[offer]);
+        if let Some(pool) = offer.and_then(|offer| offer.pool.as_ref()) {
             pool.attribute(bill.rent_share, bill.work);
             pool.series.busy(bill.work);
             if let Some(first) = self.first_token {
@@ -405,7 +406,7 @@ impl Exchange {
                 closed_at,
                 &Slot {
                     api_cost: bill.api_cost.unwrap_or_default(),
-                    work: bill.work,
+                    work: pool.work_of(usage),
                     requests: 1,
                     tokens: usage.total_tokens(),
                 },

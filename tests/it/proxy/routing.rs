@@ -1,12 +1,14 @@
 //! Which backend serves, and what it is told.
 
-use breakeven::demo::Fault;
+use breakeven::demo::{FakeBackend, Fault, Personality, Settings};
+use breakeven::economics::NanoUsd;
 use bytes::Bytes;
 use http::{Method, StatusCode};
 use serde_json::json;
 
 use super::{API_MODEL, OWN_MODEL, OWN_NAME, between, between_backends, streamed};
-use crate::support::{Events, chat};
+use crate::support::proxy::Proxy;
+use crate::support::{Events, Http, chat};
 
 #[tokio::test]
 async fn the_answer_says_who_served_and_why_and_what_it_cost() {
@@ -44,6 +46,39 @@ async fn calls_beyond_the_capacity_overflow_to_the_api() {
     assert_eq!(between.proxy.entries().await.len(), 3);
     let reply = between.http.post("/chat/completions", &chat(OWN_MODEL)).await;
     assert_eq!(reply.header("x-breakeven-backend"), "gpu");
+}
+
+/// Two machines of the same speed, a thousand tokens a second, one of ten times the rent.
+#[tokio::test]
+async fn a_call_costs_what_the_machine_costs_that_served_it() {
+    let own = FakeBackend::start(Personality::Vllm, Settings::default()).await.unwrap();
+    let machine = |name: &str, hourly_usd: &str| {
+        format!(
+            "[backends.{name}]\nkind = \"self_hosted\"\nbase_url = \"{}\"\nhourly_usd = {hourly_usd}\nbilling = \"committed\"\n\
+             capacity = {{ input_tokens_per_second = 1000, output_tokens_per_second = 1000, max_in_flight = 2 }}\n",
+            own.url()
+        )
+    };
+    let config = format!(
+        "{}{}[routes.own]\nmodels = [\"{OWN_MODEL}\"]\npolicy = \"self_hosted\"\n\
+         offers = [{{ backend = \"small\" }}, {{ backend = \"large\" }}]\n",
+        machine("small", "3.6"),
+        machine("large", "36")
+    );
+    let proxy = Proxy::start(&config).await.ready().await;
+    let http = Http::new(&proxy.url());
+    for (name, nanos_a_token) in [("small", 1_000), ("large", 10_000)] {
+        let request = http
+            .request(Method::POST, "/chat/completions")
+            .header("content-type", "application/json")
+            .header("x-breakeven-backend", name);
+        let reply = http.send(request, Bytes::from(chat(OWN_MODEL).to_string())).await;
+        assert_eq!(reply.header("x-breakeven-backend"), name);
+        let entry = proxy.entries().await.remove(0);
+        let tokens = i64::try_from(entry.usage.total_tokens()).unwrap();
+        assert_eq!(entry.cost, NanoUsd::from_nanos(tokens * nanos_a_token), "{name}");
+        assert_eq!(entry.self_hosted_cost, Some(entry.cost), "{name}");
+    }
 }
 
 #[tokio::test]
