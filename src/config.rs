@@ -265,12 +265,23 @@ pub struct Backend {
     /// What the hosts of `base_urls` stand for.
     pub addresses: Addresses,
     pub api_key: Option<Secret>,
+    /// How the provider is asked for its invoice; none: it is not.
+    pub costs: Option<Costs>,
     /// Headers added to every request to it (`OpenAI-Organization`, ..).
     pub headers: Vec<(String, Secret)>,
     pub timeouts: Timeouts,
     pub health: Health,
     pub circuit: Circuit,
     pub dialect: Dialect,
+}
+
+/// What may be asked of a provider's list of costs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Costs {
+    /// Sent there and nowhere else.
+    pub key: Secret,
+    /// Ids of projects; empty: the whole organisation.
+    pub projects: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq)]

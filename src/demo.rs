@@ -11,5 +11,5 @@ pub mod process;
 pub mod stage;
 
 pub use fake_backend::{
-    Chaos, FakeBackend, Fault, Personality, Produced, SeenRequest, Settings, State, Totals, Verbatim,
+    Chaos, Costs, FakeBackend, Fault, Personality, Produced, SeenRequest, Settings, State, Totals, Verbatim,
 };

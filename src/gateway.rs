@@ -2,6 +2,7 @@
 
 pub mod books;
 mod conversations;
+pub mod invoices;
 pub mod keeper;
 pub mod once;
 mod pool;
@@ -55,6 +56,7 @@ pub struct Gateway {
     pub conversations: Conversations,
     /// What is billed when it is read, as far as it was read lately.
     pub billed: once::Once,
+    pub invoices: invoices::Invoices,
     /// None: there are no other proxies.
     pub sharing: Option<Sharing>,
     state: ArcSwap<State>,
@@ -146,6 +148,7 @@ impl Gateway {
             spans: Spans::default(),
             conversations: Conversations::default(),
             billed: once::Once::default(),
+            invoices: invoices::Invoices::default(),
             sharing,
             state: ArcSwap::from_pointee(state),
             in_flight: AtomicUsize::new(0),

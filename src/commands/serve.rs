@@ -19,7 +19,7 @@ use crate::clock::Clock;
 use crate::config::reload::Watcher;
 use crate::config::{self, Config, Problems, QuickStart};
 use crate::economics::{NanoUsd, Work};
-use crate::gateway::{Gateway, RentDuty, books, keeper, sharing};
+use crate::gateway::{Gateway, RentDuty, books, invoices, keeper, sharing};
 use crate::health::probe;
 use crate::ledger::postgres::Shipper;
 use crate::ledger::{Ledger, RentEntry};
@@ -148,6 +148,7 @@ impl Proxy {
         gateway.metrics.config_loaded(gateway.now());
         tasks.spawn(books::run(gateway.clone(), planner_stopped.clone()));
         tasks.spawn(keeper::run(gateway.clone(), planner_stopped.clone()));
+        tasks.spawn(invoices::run(gateway.clone(), planner_stopped.clone()));
         let (sharing_stop, sharing_stopped) = watch::channel(false);
         let sharing = tokio::spawn(sharing::run(gateway.clone(), sharing_stopped));
         let planner = tokio::spawn(Planner::new(gateway.clone()).run(planner_stopped));

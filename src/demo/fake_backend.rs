@@ -10,6 +10,7 @@
 
 mod answer;
 mod chat;
+mod costs;
 mod delivery;
 mod echo;
 mod errors;
@@ -43,6 +44,7 @@ use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, JoinSet};
 
 use self::answer::Ask;
+pub use self::costs::Costs;
 use self::delivery::{Body, Delivery, Pace};
 use self::errors::Failure;
 use self::log::Log;
@@ -106,6 +108,8 @@ pub struct Settings {
     pub chaos: Option<Chaos>,
     /// What every call is answered, instead of what it asks for.
     pub verbatim: Option<Verbatim>,
+    /// What the organisation's costs are; none: there is no such endpoint.
+    pub costs: Option<Costs>,
     /// Responses after which a connection is closed; none: never.
     pub requests_per_connection: Option<u32>,
 }
@@ -129,6 +133,7 @@ impl Default for Settings {
             faults: Vec::new(),
             chaos: None,
             verbatim: None,
+            costs: None,
             requests_per_connection: None,
         }
     }
@@ -443,6 +448,9 @@ fn answer(
     let path = seen.uri.path();
     if settings.loading {
         return Err(errors::loading(personality));
+    }
+    if let Some(costs) = settings.costs.as_ref().filter(|_| path == costs::PATH) {
+        return costs.answer(personality, seen);
     }
     check_key(personality, settings, seen)?;
     if let Some(answer) = routes::own(server, path, seen.uri.query().unwrap_or_default()) {

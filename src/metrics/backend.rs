@@ -214,9 +214,9 @@ impl BackendSeries {
         self.prices_confirmed.set_time(at);
     }
 
-    /// `(own total - invoice) / invoice` of the last closed day.
-    pub fn reconciliation_drift(&self, ratio: f64) {
-        self.reconciliation_drift.set(ratio);
+    /// `(own total - invoice) / invoice` of the last closed day; none when that is not known.
+    pub fn reconciliation_drift(&self, ratio: Option<f64>) {
+        self.reconciliation_drift.set_or_clear(ratio);
     }
 
     pub(crate) fn is_in(&self, state: CircuitState) -> bool {

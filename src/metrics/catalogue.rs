@@ -142,7 +142,7 @@ families! {
     LEDGER_SHIP_TIME Gauge "breakeven_ledger_ship_timestamp_seconds" []
         "When Postgres last took what there was; absent before the first time, and without `ledger.postgres`."
     RECONCILIATION_DRIFT Gauge "breakeven_reconciliation_drift_ratio" ["backend"]
-        "(own total - provider invoice) / invoice, last closed day."
+        "(own total - provider invoice) / invoice, last closed day; absent until it is compared, and without a `costs_key`."
 
     RELOAD_SUCCESS Gauge "breakeven_config_reload_success" []
         "1 if the last reload succeeded."

@@ -11,6 +11,7 @@ mod fake;
 mod fleet;
 mod fuzz;
 mod import;
+mod invoices;
 mod keys;
 mod kubernetes;
 mod ledger;

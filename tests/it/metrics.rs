@@ -181,7 +181,7 @@ fn everything_happens(metrics: &Metrics) {
     backend.retried(Fault::Timeout);
     backend.circuit(CircuitState::Open);
     backend.spend(SpendKind::Tokens, usd);
-    backend.reconciliation_drift(0.01);
+    backend.reconciliation_drift(Some(0.01));
     let pool = metrics.pool("gpu");
     pool.observed(&PoolObservation {
         volume_requests_per_hour: 100.0,

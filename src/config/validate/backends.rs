@@ -9,8 +9,8 @@ use super::super::raw::{
 use super::super::read::{At, Named};
 use super::super::scalar::{HeaderValue, OneOrMore, Usd};
 use super::super::{
-    Addresses, Backend, BackendKind, Circuit, Dialect, Health, ParameterRule, Place, Secret, SelfHosted,
-    Timeouts, defaults, dialect,
+    Addresses, Backend, BackendKind, Circuit, Costs, Dialect, Health, ParameterRule, Place, Secret,
+    SelfHosted, Timeouts, defaults, dialect,
 };
 use super::{Checker, place_of, time};
 use crate::economics::{Billing, Capacity, NanoUsd, PoolSpec};
@@ -52,6 +52,7 @@ impl Checker<'_> {
         Backend {
             name: name.to_owned(),
             api_key: raw.api_key.as_ref().and_then(|reference| self.secret(reference)),
+            costs: self.costs(raw, is_api),
             headers: self.headers(raw),
             timeouts: self.timeouts(raw.timeouts.as_ref(), is_api),
             health: self.health(raw.health.as_ref(), default_health),
@@ -100,6 +101,7 @@ impl Checker<'_> {
         if is_api && written.len() > 1 {
             self.findings.problem(place, "an API has one base URL", "write one backend for each API");
         }
+        let sends_key = at.value.api_key.is_some() || at.value.costs_key.is_some();
         let mut urls: Vec<String> = Vec::new();
         for one in written {
             let Some(url) = self.base_url(one) else { continue };
@@ -110,7 +112,7 @@ impl Checker<'_> {
             if urls.contains(&url) {
                 self.findings.problem(&one.place, format!("`{url}` is listed twice"), "remove one of them");
             } else {
-                if is_api && at.value.api_key.is_some() && is_plain_http_to_a_network(&url) {
+                if is_api && sends_key && is_plain_http_to_a_network(&url) {
                     self.findings.warning(&one.place, "the key goes over the network in clear", "use https");
                 }
                 urls.push(url);
@@ -140,6 +142,28 @@ impl Checker<'_> {
                 None
             }
         }
+    }
+
+    fn costs(&mut self, raw: &RawBackend, is_api: bool) -> Option<Costs> {
+        if !is_api {
+            let written = [place_of(raw.costs_key.as_ref()), place_of(raw.costs_projects.as_ref())];
+            for place in written.into_iter().flatten() {
+                let remedy = "remove it: the rent of replicas is on no invoice for tokens";
+                self.findings.problem(&place, "belongs to `api` backends", remedy);
+            }
+            return None;
+        }
+        let projects = raw.costs_projects.as_ref();
+        if let (Some(at), None) = (projects, &raw.costs_key) {
+            let remedy = "write `costs_key = { env = \"OPENAI_ADMIN_KEY\" }`, or remove it";
+            self.findings.problem(&at.place, "there is no `costs_key` to ask with", remedy);
+        }
+        let projects = projects.map_or(&[][..], |at| &at.value);
+        for empty in projects.iter().filter(|at| at.value.is_empty()) {
+            self.findings.problem(&empty.place, "is empty", "write a project's id, as `proj_abc`");
+        }
+        let key = self.secret(raw.costs_key.as_ref()?)?;
+        Some(Costs { key, projects: projects.iter().map(|at| at.value.clone()).collect() })
     }
 
     fn headers(&mut self, raw: &RawBackend) -> Vec<(String, Secret)> {

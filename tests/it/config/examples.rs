@@ -290,3 +290,19 @@ fn the_schema_describes_every_key_and_has_no_null() {
     let table = serde_json::to_string_pretty(&schema["$defs"]["RawThreshold"]).unwrap();
     insta::assert_snapshot!("schema_of_one_table", table);
 }
+
+#[test]
+fn the_key_to_the_invoice_belongs_to_an_api_and_its_projects_to_the_key() {
+    let key = "costs_key = { env = \"OPENAI_API_KEY\" }";
+    let api = |more: &str| small_with("kind = \"api\"", &format!("kind = \"api\"\n{more}"));
+    let config = good(&api(&format!("{key}\ncosts_projects = [\"proj_a\"]")));
+    let costs = config.backends[0].costs.as_ref().unwrap();
+    assert_eq!((costs.key.expose(), costs.projects.as_slice()), (SECRET, &["proj_a".to_owned()][..]));
+    assert!(good(SMALL).backends[0].costs.is_none());
+    says(&api("costs_projects = [\"proj_a\"]"), &["backends.openai.costs_projects: there is no `costs_key`"]);
+    says(&api(&format!("{key}\ncosts_projects = [\"\"]")), &["costs_projects[1]: is empty"]);
+    let own = small_with("kind = \"self_hosted\"", &format!("kind = \"self_hosted\"\n{key}"));
+    says(&own, &["breakeven.toml:7: backends.gpu.costs_key: belongs to `api` backends; remove it"]);
+    let plain = api(key).replacen("https://api.openai.com", "http://api.openai.com", 1);
+    assert!(good(&plain).warnings.iter().any(|it| it.to_string().contains("the key goes over the network")));
+}
