@@ -97,6 +97,7 @@ fn measure(breakeven: &Path, upstream: SocketAddr, size: Size) -> anyhow::Result
     let warm_up = WARM_UP.max(models);
     let count = |calls: usize| {
         let directory = tempfile::tempdir()?;
+        std::fs::write(directory.path().join("api-key"), "sk-upstream")?;
         let key = match size {
             Size::Keys(count) => make_keys(breakeven, directory.path(), count)?,
             Size::Models(_) | Size::Workers(_) => "sk-bench".to_owned(),
@@ -134,6 +135,7 @@ min_dwell = "24h"
 [backends.openai]
 kind = "api"
 base_url = "http://{{upstream}}/v1"
+api_key = {{ file = "{{directory}}/api-key" }}
 
 [backends.gpu]
 kind = "self_hosted"
