@@ -5,6 +5,7 @@ pub mod check;
 pub mod demo;
 pub mod economy;
 pub mod export;
+pub mod figures;
 pub mod healthcheck;
 pub mod import;
 pub mod keys;

@@ -12,8 +12,9 @@ use clap::Args;
 
 use super::serve::Proxy;
 use crate::clock::Clock;
+use crate::commands::figures::grouped;
 use crate::config;
-use crate::demo::bill::{Bill, grouped};
+use crate::demo::bill::Bill;
 use crate::demo::day::{DAY, Day, SPEED_OF_A_MINUTE};
 use crate::demo::load::Load;
 use crate::demo::stage::{API, MODEL, Stage};

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::time::Duration;
 
+use crate::commands::figures::{grouped, plural};
 use crate::economics::time::millis;
 use crate::economics::{NanoUsd, PoolSpec, Timestamp, Work};
 use crate::ledger::LedgerError;
@@ -148,23 +149,6 @@ fn more(amount: NanoUsd, than: NanoUsd) -> String {
 fn hours(duration: Duration) -> String {
     let minutes = (duration.as_secs() + 30) / 60;
     format!("{} h {:02} min", minutes / 60, minutes % 60)
-}
-
-fn plural(count: u64, noun: &str) -> String {
-    format!("{} {noun}{}", grouped(count), if count == 1 { "" } else { "s" })
-}
-
-/// `1234567` as `1,234,567`.
-pub fn grouped(count: u64) -> String {
-    let digits = count.to_string();
-    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
-    for (position, digit) in digits.chars().enumerate() {
-        if position > 0 && (digits.len() - position).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }
 
 #[cfg(test)]

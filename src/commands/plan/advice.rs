@@ -1,6 +1,7 @@
 //! What an owner should do, in one sentence.
 
 use super::Comparison;
+use crate::commands::figures;
 
 /// Advice for the volume that was measured; none when none was.
 pub(super) fn advice(comparison: &Comparison) -> Option<String> {
@@ -66,15 +67,7 @@ pub(super) fn whole(volume: f64) -> u64 {
 
 /// `41000` → `41,000`.
 pub(super) fn grouped(volume: f64) -> String {
-    let digits = whole(volume).to_string();
-    let mut text = String::with_capacity(digits.len() * 4 / 3);
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
+    figures::grouped(whole(volume))
 }
 
 #[cfg(test)]

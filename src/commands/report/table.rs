@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use super::{Cell, cells};
-use crate::demo::bill::grouped;
+use crate::commands::figures::grouped;
 use crate::ledger::query::{Key, Row};
 
 /// Headings, in the order of `cells`.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
+use crate::commands::figures::plural;
 use crate::economics::NanoUsd;
 use crate::simulator::engine::Outcome;
 
@@ -184,7 +185,7 @@ fn one_table(simulation: &Simulation, out: &mut impl Write) -> io::Result<()> {
         length(seconds),
         row.slot_seconds,
         row.scale,
-        replicas(row.max_replicas)
+        plural(row.max_replicas.into(), "replica")
     )?;
     writeln!(
         out,
@@ -228,10 +229,6 @@ fn one_table(simulation: &Simulation, out: &mut impl Write) -> io::Result<()> {
 fn length(seconds: f64) -> String {
     let hours = seconds / 3600.0;
     if hours < 48.0 { format!("{hours:.1} hours") } else { format!("{:.1} days", hours / 24.0) }
-}
-
-fn replicas(count: u32) -> String {
-    format!("{count} replica{}", if count == 1 { "" } else { "s" })
 }
 
 /// `plot.svg` and `azure` → `plot-azure.svg`.
