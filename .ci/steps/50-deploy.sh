@@ -32,6 +32,12 @@ sed "s|/run/secrets|$CI_TEMP|" deploy/compose/proxy/breakeven.toml > "$CI_TEMP/p
 check-jsonschema --builtin-schema vendor.compose-spec deploy/compose.yaml
 hadolint --failure-threshold info deploy/Dockerfile
 
+# What `.dockerignore` leaves of the repository is all that the image is built of.
+mkdir "$CI_TEMP/context"
+sed -n 's/^!//p' .dockerignore | tar --create --files-from=- | tar --extract --directory "$CI_TEMP/context"
+cargo check --locked --all-features --bin breakeven --manifest-path "$CI_TEMP/context/Cargo.toml" \
+  --target-dir "${CARGO_TARGET_DIR:-target}"
+
 # The image has no library: the program links with all of them in it, and runs so.
 cargo rustc --locked --all-features --bin breakeven -- -C target-feature=+crt-static
 static="${CARGO_TARGET_DIR:-target}/debug/breakeven"

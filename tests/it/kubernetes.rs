@@ -19,7 +19,7 @@ use http_body_util::BodyExt;
 use crate::support::cluster::{Cluster, Fault, NAME, NAMESPACE};
 use crate::support::proxy::Proxy;
 use crate::support::stage::{START, Stage};
-use crate::support::{Http, chat};
+use crate::support::{Http, chat, free_ports, soon};
 
 const ROUTE: &str = "[routes.chat]\nmodels = ['m']\npolicy = 'self_hosted'\noffers = [{ backend = 'gpu' }]\n";
 
@@ -164,6 +164,56 @@ async fn of_a_stateful_set_the_highest_pod_goes_first() {
     assert_eq!((cluster.spec(), cluster.pods().len()), (1, 1));
     assert_eq!(stage.fleet.replicas()[0].state(), ReplicaState::Ready);
     assert_eq!(cluster.asked("list pods"), 0);
+}
+
+/// The program is run where a mount of our own hides `/var/run`, as its path for credentials cannot be chosen.
+#[tokio::test]
+async fn in_a_pod_the_credentials_are_those_that_are_mounted() {
+    const MOUNT: &str =
+        "mount -t tmpfs tmpfs /var/run; mkdir -p $0; mount --bind \"$1\" $0; shift; exec \"$@\"";
+    const AT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+    let cluster = Cluster::start("statefulsets").await;
+    let (folder, port) = (tempfile::tempdir().unwrap(), free_ports(2));
+    let admin = format!("127.0.0.1:{}", port + 1);
+    let config = format!(
+        "[server]\nlisten = '127.0.0.1:{port}'\nadmin_listen = '{admin}'\n[ledger]\npath = '{}'\n\
+         [backends.gpu]\nkind = 'self_hosted'\nserver = 'other'\nbase_url = 'http://127.0.1.{{1+replica}}:{}/v1'\n\
+         hourly_usd = 3.6\nmax_replicas = 2\n\
+         capacity = {{ input_tokens_per_second = 1000, output_tokens_per_second = 1000, max_in_flight = 8 }}\n\
+         control = {{ kind = 'kubernetes', resource = 'statefulsets', name = '{NAME}' }}\n{ROUTE}",
+        folder.path().join("breakeven.db").display(),
+        cluster.pod_port
+    );
+    std::fs::write(folder.path().join("breakeven.toml"), config).unwrap();
+    let log = std::fs::File::create(folder.path().join("log")).unwrap();
+    let _program = tokio::process::Command::new("unshare")
+        .args(["--map-root-user", "--mount", "sh", "-euc", MOUNT, AT])
+        .arg(cluster.service_account())
+        .args([env!("CARGO_BIN_EXE_breakeven"), "serve", "--config"])
+        .arg(folder.path().join("breakeven.toml"))
+        .env("KUBERNETES_SERVICE_HOST", cluster.api.ip().to_string())
+        .env("KUBERNETES_SERVICE_PORT", cluster.api.port().to_string())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let http = Http::new(&format!("http://{admin}"));
+    let pinned = async || {
+        let body = Bytes::from_static(br#"{"pool": "gpu", "backend": "gpu"}"#);
+        let request = http.request(Method::POST, "/api/pin").header("content-type", "application/json");
+        http.start(request, body).await.ok().filter(|reply| reply.status().is_success())
+    };
+    let is_ready = async || {
+        let status = http.get("/api/status").await.json();
+        (status["pools"][0]["replicas"]["ready"] == 1).then_some(())
+    };
+    let log = || std::fs::read_to_string(folder.path().join("log")).unwrap();
+    let patience = Duration::from_secs(30);
+    soon(patience, pinned).await.unwrap_or_else(|| panic!("it is not up: {}", log()));
+    soon(patience, is_ready).await.unwrap_or_else(|| panic!("no replica is ready: {}", log()));
+    assert_eq!(cluster.requests().last().unwrap(), "patch statefulsets/scale 1");
+    assert_eq!((cluster.spec(), cluster.pods().len()), (1, 1), "{}", log());
 }
 
 #[tokio::test]

@@ -11,6 +11,7 @@ use std::time::Duration;
 use breakeven::config::{Secret, Shared};
 
 use crate::support::redis::Redis;
+use crate::support::soon;
 
 /// Settings of a deployment that is quick to notice who is gone.
 fn settings(redis: &Redis) -> Shared {
@@ -41,18 +42,4 @@ fn patience(bound: Duration) -> Duration {
 /// Tries again until something is so, for at most `patience`.
 async fn until<T>(what: &str, patience: Duration, look: impl AsyncFnMut() -> Option<T>) -> T {
     soon(patience, look).await.unwrap_or_else(|| panic!("not within {patience:?}: {what}"))
-}
-
-/// The same, for who can say more of why it is not so.
-async fn soon<T>(patience: Duration, mut look: impl AsyncFnMut() -> Option<T>) -> Option<T> {
-    let mut timer = tokio::time::interval(Duration::from_millis(10));
-    let found = async {
-        loop {
-            timer.tick().await;
-            if let Some(found) = look().await {
-                return found;
-            }
-        }
-    };
-    tokio::time::timeout(patience, found).await.ok()
 }

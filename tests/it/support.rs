@@ -9,6 +9,7 @@ pub(crate) mod stage;
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
@@ -56,6 +57,20 @@ pub(crate) fn free_ports(count: u16) -> u16 {
 
 pub(crate) fn free_address() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], free_ports(1)))
+}
+
+/// Looks every ten milliseconds until there is something to see; `None` when patience has ended.
+pub(crate) async fn soon<T>(patience: Duration, mut look: impl AsyncFnMut() -> Option<T>) -> Option<T> {
+    let mut timer = tokio::time::interval(Duration::from_millis(10));
+    let found = async {
+        loop {
+            timer.tick().await;
+            if let Some(found) = look().await {
+                return found;
+            }
+        }
+    };
+    tokio::time::timeout(patience, found).await.ok()
 }
 
 /// A client that adds nothing to a request and decodes nothing of an answer.

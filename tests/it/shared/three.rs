@@ -13,10 +13,10 @@ use serde_json::json;
 use tokio::task::JoinSet;
 
 use super::process::{Peer, check_one_holder_at_a_time, held, ids, now};
-use super::{long_run, patience, soon, until};
+use super::{long_run, patience, until};
 use crate::support::postgres::Postgres;
 use crate::support::redis::Redis;
-use crate::support::{Http, chat, needs, with};
+use crate::support::{Http, chat, needs, soon, with};
 
 const MODEL: &str = "gpt-4o-mini";
 const CAPPED: &str = "capped-model";

@@ -1,8 +1,8 @@
 //! A cluster in the test: an API server that answers as Kubernetes' own does for scales and pods, and pods that are
 //! HTTP servers on loopback addresses of their own.
 //!
-//! It stands in for a `kube-apiserver`, and is strict where a client can go wrong: no credentials are 401, a verb
-//! that the role lacks is 403, an unknown object 404, a patch of another type than JSON merge 415, and a patch with
+//! It stands in for a `kube-apiserver`, and is strict where a client can go wrong: it speaks TLS with a certificate that
+//! only its own authority vouches for, no credentials are 401, a verb that the role lacks is 403, an unknown object 404, a patch of another type than JSON merge 415, and a patch with
 //! an old `resourceVersion` 409. Its errors are `Status` objects. Its controllers act at once: they make pods, and
 //! delete first those that are not ready, then those of the lowest deletion cost, then the newest; or, for a
 //! StatefulSet, the one with the highest ordinal.
@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use breakeven::fleet::Lookup;
@@ -20,8 +20,11 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use rustls::pki_types::PrivateKeyDer;
 use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinHandle;
+use tokio_rustls::TlsAcceptor;
 
 const TOKEN: &str = "a-service-accounts-token";
 pub(crate) const NAMESPACE: &str = "models";
@@ -41,6 +44,8 @@ pub(crate) enum Fault {
 #[derive(Debug)]
 pub(crate) struct Cluster {
     pub(crate) pod_port: u16,
+    /// Of the API server.
+    pub(crate) api: SocketAddr,
     state: Arc<Mutex<State>>,
     folder: tempfile::TempDir,
     server: JoinHandle<()>,
@@ -79,6 +84,35 @@ impl Drop for Cluster {
     }
 }
 
+/// Makes a certificate for the API server, and writes the credentials of its clients: a kubeconfig, and what a pod has.
+fn identify(api: &SocketAddr, folder: &Path) -> TlsAcceptor {
+    let certified = rcgen::generate_simple_self_signed(vec![api.ip().to_string()]).unwrap();
+    let kubeconfig = format!(
+        "apiVersion: v1\nkind: Config\ncurrent-context: test\n\
+         clusters: [{{name: test, cluster: {{server: \"https://{api}\", certificate-authority: ca.crt}}}}]\n\
+         users: [{{name: test, user: {{token: {TOKEN}}}}}]\n\
+         contexts: [{{name: test, context: {{cluster: test, user: test, namespace: {NAMESPACE}}}}}]\n"
+    );
+    let authority = certified.cert.pem();
+    for (name, text) in [
+        ("kubeconfig", kubeconfig.as_str()),
+        ("ca.crt", &authority),
+        ("token", TOKEN),
+        ("namespace", NAMESPACE),
+    ] {
+        std::fs::write(folder.join(name), text).unwrap();
+    }
+    let key = PrivateKeyDer::try_from(certified.signing_key.serialize_der()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certified.cert.der().clone()], key)
+        .unwrap();
+    TlsAcceptor::from(Arc::new(config))
+}
+
 /// Pods are at 127.0.1.1, 127.0.1.2, .. and all at the same port, as those of a headless service are.
 fn address(number: u32) -> Ipv4Addr {
     Ipv4Addr::from(u32::from(Ipv4Addr::new(127, 0, 1, 1)) + number)
@@ -104,21 +138,22 @@ impl Cluster {
             faults: Vec::new(),
             requests: Vec::new(),
         }));
-        let shared = Arc::clone(&state);
-        let server = tokio::spawn(serve(listener, move |request| answer(Arc::clone(&shared), request)));
         let folder = tempfile::tempdir().unwrap();
-        let kubeconfig = format!(
-            "apiVersion: v1\nkind: Config\ncurrent-context: test\n\
-             clusters: [{{name: test, cluster: {{server: \"http://{api}\"}}}}]\n\
-             users: [{{name: test, user: {{token: {TOKEN}}}}}]\n\
-             contexts: [{{name: test, context: {{cluster: test, user: test, namespace: {NAMESPACE}}}}}]\n"
-        );
-        std::fs::write(folder.path().join("kubeconfig"), kubeconfig).unwrap();
-        Self { pod_port, state, folder, server }
+        let tls = identify(&api, folder.path());
+        let shared = Arc::clone(&state);
+        let server =
+            tokio::spawn(serve(listener, Some(tls), move |request| answer(Arc::clone(&shared), request)));
+        Self { pod_port, api, state, folder, server }
     }
 
     pub(crate) fn kubeconfig(&self) -> PathBuf {
         self.folder.path().join("kubeconfig")
+    }
+
+    /// The folder that the kubelet mounts into a pod: the API server's authority, the token and the namespace of the
+    /// pod's service account.
+    pub(crate) fn service_account(&self) -> &Path {
+        self.folder.path()
     }
 
     /// Replaces what the next requests are answered.
@@ -188,7 +223,7 @@ impl State {
             let listener = std::net::TcpListener::bind((address(number), self.pod_port)).unwrap();
             listener.set_nonblocking(true).unwrap();
             let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-            let server = tokio::spawn(serve(listener, |_| async { reply(StatusCode::OK, &json!({})) }));
+            let server = tokio::spawn(serve(listener, None, |_| async { reply(StatusCode::OK, &json!({})) }));
             self.pods.insert(number, Pod { deletion_cost: 0, server });
         }
         while self.pods.len() > count as usize {
@@ -222,24 +257,40 @@ impl State {
     }
 }
 
-async fn serve<F, A>(listener: tokio::net::TcpListener, answer: F)
+async fn serve<F, A>(listener: tokio::net::TcpListener, tls: Option<TlsAcceptor>, answer: F)
 where
     F: Fn(Request<Incoming>) -> A + Clone + Send + 'static,
-    A: Future<Output = Response<Full<Bytes>>> + Send,
+    A: Future<Output = Response<Full<Bytes>>> + Send + 'static,
 {
     // Dropped with the listener, so that a pod that is deleted breaks its connections.
     let mut connections = tokio::task::JoinSet::new();
     while let Ok((stream, _)) = listener.accept().await {
-        let answer = answer.clone();
-        let service = service_fn(move |request| {
-            let answering = answer(request);
-            async move { Ok::<_, Infallible>(answering.await) }
-        });
+        let (tls, answer) = (tls.clone(), answer.clone());
         connections.spawn(async move {
-            let connection = hyper::server::conn::http1::Builder::new();
-            drop(connection.serve_connection(TokioIo::new(stream), service).await);
+            match tls {
+                None => converse(stream, answer).await,
+                // A client that does not trust us has gone.
+                Some(tls) => {
+                    if let Ok(stream) = tls.accept(stream).await {
+                        converse(stream, answer).await;
+                    }
+                }
+            }
         });
     }
+}
+
+async fn converse<S, F, A>(stream: S, answer: F)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    F: Fn(Request<Incoming>) -> A,
+    A: Future<Output = Response<Full<Bytes>>>,
+{
+    let service = service_fn(move |request| {
+        let answering = answer(request);
+        async move { Ok::<_, Infallible>(answering.await) }
+    });
+    drop(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await);
 }
 
 fn reply(status: StatusCode, body: &Value) -> Response<Full<Bytes>> {
