@@ -100,10 +100,12 @@ pub struct Limits {
     pub caller_share: f64,
     /// Larger request bodies are refused with 413.
     pub max_body_bytes: usize,
+    /// The same of uploads, which pass through.
+    pub max_upload_bytes: u64,
     pub max_header_bytes: usize,
     /// Time to send a complete request head, from the first byte or from the connection's start.
     pub header_timeout: Duration,
-    /// Time to send the request body.
+    /// Time to send the request body; between two pieces of an upload.
     pub body_timeout: Duration,
     /// Longest time a connection may be idle between requests.
     pub idle_timeout: Duration,
@@ -118,7 +120,7 @@ pub struct Auth {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AuthMode {
-    /// The client's own key goes to the API backend, and only there.
+    /// The client's own key goes to the first API backend, and only there.
     PassThrough,
     /// Clients hold virtual keys made by `breakeven keys create`.
     Keys,
@@ -469,6 +471,12 @@ impl Config {
     pub fn default_backend(&self) -> Option<BackendId> {
         let index = self.backends.iter().position(|backend| matches!(backend.kind, BackendKind::Api))?;
         u16::try_from(index).ok().map(BackendId)
+    }
+
+    /// The one backend that the client's own credentials may go to: whose they are cannot be told, so they are those of
+    /// the first `api` backend.
+    pub fn recipient_of_credentials(&self) -> Option<BackendId> {
+        self.default_backend().filter(|_| self.auth.mode == AuthMode::PassThrough)
     }
 }
 

@@ -63,6 +63,7 @@ pub struct Gateway {
     in_flight: AtomicUsize,
     shares: Arc<Shares>,
     draining: AtomicBool,
+    cut_off: AtomicBool,
 }
 
 /// What a configuration became. A reload makes a new one, and takes over what has not changed.
@@ -154,6 +155,7 @@ impl Gateway {
             in_flight: AtomicUsize::new(0),
             shares: Arc::default(),
             draining: AtomicBool::new(false),
+            cut_off: AtomicBool::new(false),
         }))
     }
 
@@ -192,6 +194,15 @@ impl Gateway {
 
     pub fn begin_drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether answers that are under way are to end now, with a word of why.
+    pub fn is_cut_off(&self) -> bool {
+        self.cut_off.load(Ordering::Relaxed)
+    }
+
+    pub fn cut_off(&self) {
+        self.cut_off.store(true, Ordering::Relaxed);
     }
 
     /// Notes a change that an owner may want to see later.
@@ -235,18 +246,19 @@ impl State {
         let mut backends = Vec::with_capacity(config.backends.len());
         for (index, spec) in config.backends.iter().enumerate() {
             let id = BackendId(u16::try_from(index).unwrap_or(u16::MAX));
+            let passes_credentials = config.recipient_of_credentials() == Some(id);
             let kept = before.and_then(|before| {
                 before
                     .backends
                     .iter()
-                    .find(|old| old.id == id && old.is_configured_as(spec, config.auth.mode))
+                    .find(|old| old.id == id && old.is_configured_as(spec, passes_credentials))
             });
             backends.push(match kept {
                 Some(backend) => backend.clone(),
                 None => Arc::new(Backend::new(
                     id,
                     spec.clone(),
-                    config.auth.mode,
+                    passes_credentials,
                     metrics.backend(&spec.name),
                     clock,
                     ledger,

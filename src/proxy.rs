@@ -290,7 +290,10 @@ pub(crate) fn path_and_query(uri: &http::Uri) -> String {
 pub(crate) fn fail(exchange: Box<Exchange>, error: ProxyError) -> ProxyError {
     let outcome = match error {
         ProxyError::UpstreamTimeout { .. } => Outcome::Timeout,
-        ProxyError::Request(_) => Outcome::ClientError,
+        ProxyError::Request(_)
+        | ProxyError::UploadTooLarge { .. }
+        | ProxyError::BodyTimeout
+        | ProxyError::BodyBroken => Outcome::ClientError,
         _ => Outcome::UpstreamError,
     };
     if exchange.attempts() > 0 {

@@ -58,10 +58,12 @@ pub struct Workers {
 
 /// How far the end has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Stop {
+pub(crate) enum Stop {
     No,
     /// No new requests on a connection; what is under way may finish.
     Drain,
+    /// Answers that are under way end with a word of why.
+    CutOff,
     /// Now.
     Abort,
 }
@@ -145,22 +147,24 @@ impl Workers {
     }
 
     /// Lets what is under way finish, for so long at most; then ends it.
-    pub async fn drain(&self, patience: Duration, abort: impl Future<Output = ()>) {
+    pub async fn drain(&self, gateway: &Gateway, patience: Duration, abort: impl Future<Output = ()>) {
         self.stop.send_replace(Stop::Drain);
-        let ends = || self.threads.iter().all(|worker| worker.thread.is_finished());
-        let finished = async {
-            while !ends() {
-                tokio::time::sleep(DRAIN_LOOK).await;
-            }
-        };
         tokio::select! {
-            () = finished => {}
+            () = self.ended() => return,
             () = tokio::time::sleep(patience) => warn!("calls were cut off: they took longer than {patience:?}"),
             () = abort => warn!("calls were cut off: a second signal came"),
         }
+        gateway.cut_off();
+        self.stop.send_replace(Stop::CutOff);
+        // Who does not take the last word is not waited for.
+        tokio::time::timeout(CUT_OFF_GRACE, self.ended()).await.ok();
         self.stop.send_replace(Stop::Abort);
         // What is cut off books itself at once.
-        while !ends() {
+        self.ended().await;
+    }
+
+    async fn ended(&self) {
+        while !self.threads.iter().all(|worker| worker.thread.is_finished()) {
             tokio::time::sleep(DRAIN_LOOK).await;
         }
     }
@@ -168,6 +172,8 @@ impl Workers {
 
 /// How often a drain looks whether the workers have ended.
 const DRAIN_LOOK: Duration = Duration::from_millis(10);
+/// Answers that are cut off have so long to be taken.
+const CUT_OFF_GRACE: Duration = Duration::from_secs(1);
 
 /// What a worker works with.
 struct Work {
@@ -207,8 +213,15 @@ async fn serve(work: Arc<Work>, mut receiver: mpsc::Receiver<Accepted>) {
     while let Ok(accepted) = receiver.try_recv() {
         connections.spawn(connection(work.clone(), clients.clone(), accepted));
     }
+    let finished = async {
+        while connections.join_next().await.is_some() {}
+        // Tunnels have left their connections, and are in flight as other calls are.
+        while work.gateway.in_flight() > 0 {
+            tokio::time::sleep(DRAIN_LOOK).await;
+        }
+    };
     tokio::select! {
-        () = async { while connections.join_next().await.is_some() {} } => {}
+        () = finished => {}
         _ = stop.wait_for(|stop| *stop == Stop::Abort) => {}
     }
     // Dropping the set cuts off what is left, and each call books what it has.
@@ -326,10 +339,11 @@ impl Talk<'_> {
         self.limits.idle_timeout.max(self.limits.header_timeout)
     }
 
-    async fn drain(&self) {
-        let mut stop = self.work.stop.clone();
+    /// Ends when that is asked for, or more.
+    async fn asked_to(&self, stop: Stop) {
+        let mut asked = self.work.stop.clone();
         // An error means that nobody is left who could ask for more: that is the end, too.
-        drop(stop.wait_for(|stop| *stop != Stop::No).await);
+        drop(asked.wait_for(|asked| *asked >= stop).await);
     }
 
     async fn http1<S>(&self, stream: S) -> hyper::Result<()>
@@ -364,7 +378,12 @@ impl Talk<'_> {
             std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service).with_upgrades());
         tokio::select! {
             result = &mut connection => return result,
-            () = self.drain() => connection.as_mut().graceful_shutdown(),
+            () = self.asked_to(Stop::Drain) => connection.as_mut().graceful_shutdown(),
+        }
+        // To be looked at once more when answers are cut off is all that they need.
+        tokio::select! {
+            result = &mut connection => return result,
+            () = self.asked_to(Stop::CutOff) => {}
         }
         connection.await
     }
@@ -386,7 +405,7 @@ impl Talk<'_> {
                 Ok::<_, Infallible>(answer.map(Paced::new))
             })
         });
-        let streams = Streams::new(rest);
+        let streams = Streams::new(rest, self.work.stop.clone());
         let mut builder = http2::Builder::new(streams.clone());
         builder
             .timer(TokioTimer::new())
@@ -401,7 +420,7 @@ impl Talk<'_> {
         let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
         let is_drained = tokio::select! {
             result = &mut connection => return result,
-            () = self.drain() => true,
+            () = self.asked_to(Stop::Drain) => true,
             () = streams.idle(rest) => false,
         };
         connection.as_mut().graceful_shutdown();

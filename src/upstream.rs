@@ -5,6 +5,7 @@ pub mod delivery;
 pub mod http1;
 pub mod pool;
 pub mod send;
+pub mod upload;
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
@@ -14,9 +15,12 @@ use std::sync::atomic::AtomicBool;
 use http::uri::{Authority, Scheme};
 use http::{HeaderName, HeaderValue, Uri};
 
+use std::time::Duration;
+
 use crate::clock::Clock;
-use crate::config::{self, AuthMode, BackendId, BackendKind, ParameterRule};
-use crate::fleet::{Availability, Fleet, FleetEvent, Lease};
+use crate::config::{self, BackendId, BackendKind, ParameterRule};
+use crate::economics::Timestamp;
+use crate::fleet::{Availability, Fleet, FleetEvent, Lease, ReplicaState};
 use crate::health::{Circuit, Throttle};
 use crate::ledger::{Event, Ledger};
 use crate::metrics::BackendSeries;
@@ -35,7 +39,7 @@ pub struct Backend {
     pub rules: Vec<(String, ParameterRule)>,
     /// Set when the server refused `stream_options`; it is not sent again.
     pub refuses_stream_options: AtomicBool,
-    auth: AuthMode,
+    passes_credentials: bool,
     /// Where each replica is.
     bases: Vec<BaseUrl>,
     label: HeaderValue,
@@ -121,7 +125,7 @@ impl Backend {
     pub fn new(
         id: BackendId,
         spec: config::Backend,
-        auth: AuthMode,
+        passes_credentials: bool,
         series: Arc<BackendSeries>,
         clock: &Clock,
         ledger: &Ledger,
@@ -156,7 +160,7 @@ impl Backend {
             series,
             rules: spec.dialect.parameters.clone().into_iter().collect(),
             refuses_stream_options: AtomicBool::new(spec.dialect.no_stream_options),
-            auth,
+            passes_credentials,
             bases,
             label: HeaderValue::from_str(&spec.name).unwrap_or(HeaderValue::from_static("backend")),
             credential,
@@ -166,8 +170,8 @@ impl Backend {
     }
 
     /// Whether a reload may keep it: nothing of its configuration has changed.
-    pub fn is_configured_as(&self, spec: &config::Backend, auth: AuthMode) -> bool {
-        self.spec == *spec && self.auth == auth
+    pub fn is_configured_as(&self, spec: &config::Backend, passes_credentials: bool) -> bool {
+        self.spec == *spec && self.passes_credentials == passes_credentials
     }
 
     pub fn name(&self) -> &str {
@@ -193,14 +197,22 @@ impl Backend {
         self.fleet.availability() != Availability::NoReplica
     }
 
+    /// How long it is until a replica that is up may be asked again; nothing when one may be, or when there is none.
+    pub fn recovers_in(&self, now: Timestamp) -> Duration {
+        let ready = self.fleet.replicas().iter().filter(|replica| replica.state() == ReplicaState::Ready);
+        let waits =
+            ready.map(|replica| replica.circuit.open_until().map_or(Duration::ZERO, |at| at.since(now)));
+        waits.min().unwrap_or_default()
+    }
+
     /// What replaces the client's credentials on the way there.
     pub fn credential(&self) -> Option<&HeaderValue> {
         self.credential.as_ref()
     }
 
-    /// Whether the client's own credentials may go there.
+    /// Whether the client's own credentials may go there; to one backend at most.
     pub fn passes_credentials(&self) -> bool {
-        self.is_api() && self.auth == AuthMode::PassThrough
+        self.passes_credentials
     }
 
     pub fn extra_headers(&self) -> &[(HeaderName, HeaderValue)] {

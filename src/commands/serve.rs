@@ -223,7 +223,7 @@ impl Proxy {
         }
         self.stop.send_replace(true);
         let patience = self.gateway.state().config.limits.drain_timeout;
-        self.workers.drain(patience, abort).await;
+        self.workers.drain(&self.gateway, patience, abort).await;
         if !self.gateway.counter.finish(COUNTING_PATIENCE).await {
             warn!("calls without usage are still being counted; they are not in the ledger");
         }

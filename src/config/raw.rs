@@ -72,13 +72,15 @@ tables! {
         max_in_flight: At<Count>,
         /// Share of both that one caller may hold while it is alone; several that flood get equal parts. Default: 0.9.
         caller_share: At<Number>,
-        /// Largest request body; larger ones are answered 413. Default: `32MiB`.
+        /// Largest request body that is read; larger ones are answered 413. Default: `32MiB`.
         max_body_bytes: At<Size>,
+        /// Largest upload, which passes through without being held: files, audio, images. Default: `512MiB`, as OpenAI's.
+        max_upload_bytes: At<Size>,
         /// Largest request head. Default: `64KiB`.
         max_header_bytes: At<Size>,
         /// Longest time for a request head to arrive. Default: `10s`.
         header_timeout: At<Time>,
-        /// Longest time for a request body to arrive. Default: `2m`.
+        /// Longest time for a request body to arrive; of an upload, longest pause between two pieces. Default: `2m`.
         body_timeout: At<Time>,
         /// Longest time a connection may be idle between requests, or a client may leave an answer unread. Default: `75s`.
         idle_timeout: At<Time>,
@@ -88,7 +90,7 @@ tables! {
 
     /// Who may call.
     RawAuth {
-        /// `pass_through`: the client's own key goes to the API backend, and only there; `keys`: clients hold virtual keys made by `breakeven keys create`. Default: `pass_through`.
+        /// `pass_through`: the client's own key goes to the first API backend, and only there; `keys`: clients hold virtual keys made by `breakeven keys create`. Default: `pass_through`.
         mode: At<AuthMode>,
     }
 

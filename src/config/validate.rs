@@ -238,6 +238,12 @@ impl Checker<'_> {
                 1024..=defaults::LARGEST_BODY,
                 "write a size, as `32MiB`",
             ),
+            max_upload_bytes: self.size(
+                as_count(raw.max_upload_bytes.as_ref()).as_ref(),
+                defaults::MAX_UPLOAD_BYTES,
+                1024..=defaults::LARGEST_UPLOAD,
+                "write a size, as `512MiB`",
+            ),
             max_header_bytes: self.size(
                 as_count(raw.max_header_bytes.as_ref()).as_ref(),
                 defaults::MAX_HEADER_BYTES,
@@ -480,13 +486,13 @@ impl Checker<'_> {
         convert(default)
     }
 
-    fn size(
+    fn size<N: TryFrom<u64>>(
         &mut self,
         written: Option<&At<Count>>,
         default: u64,
         bounds: RangeInclusive<u64>,
         remedy: &str,
-    ) -> usize {
+    ) -> N {
         self.number(written, default, bounds, remedy)
     }
 

@@ -119,6 +119,30 @@ impl Circuit {
         }
     }
 
+    /// The backend asks for a pause, as with 429: it has that one, and is otherwise in good health. Returns the new
+    /// state when it changed.
+    pub fn asked_to_wait(&self, now: Timestamp, wait: Duration) -> Option<CircuitState> {
+        let wanted = now + wait.clamp(Duration::from_millis(1), MAX_RETRY_AFTER);
+        let mut gate = self.gate.load(Ordering::SeqCst);
+        loop {
+            let held = if gate == 0 || is_trial(gate) { wanted } else { until(gate).max(wanted) };
+            match self.gate.compare_exchange(gate, gate_at(held, false), Ordering::SeqCst, Ordering::SeqCst) {
+                Ok(_) => return (gate == 0 || is_trial(gate)).then_some(CircuitState::Open),
+                Err(changed) => gate = changed,
+            }
+        }
+    }
+
+    /// A call ended without having shown anything, as its client went away. If it was the trial, the next call is.
+    pub fn gave_up(&self, now: Timestamp) {
+        let gate = self.gate.load(Ordering::SeqCst);
+        if is_trial(gate) {
+            // If it has changed meanwhile, somebody knows better.
+            let due = gate_at(now, false);
+            self.gate.compare_exchange(gate, due, Ordering::SeqCst, Ordering::SeqCst).ok();
+        }
+    }
+
     pub fn state(&self, now: Timestamp) -> CircuitState {
         let gate = self.gate.load(Ordering::SeqCst);
         match gate {
@@ -250,6 +274,35 @@ mod tests {
             Just(Step::Succeed),
             prop::option::of(0_u64..90).prop_map(Step::Fail),
         ]
+    }
+
+    #[test]
+    fn who_asks_for_a_pause_has_that_one_however_often_it_asks() {
+        let circuit = circuit();
+        for second in 0..10 {
+            assert!(circuit.admits(at(2 * second)), "{second}");
+            let changed = circuit.asked_to_wait(at(2 * second), Duration::from_secs(2));
+            assert_eq!(changed, Some(CircuitState::Open));
+            assert_eq!(circuit.open_until(), Some(at(2 * second + 2)));
+        }
+        let longer = circuit.asked_to_wait(at(19), Duration::from_millis(1));
+        assert_eq!(
+            (longer, circuit.open_until()),
+            (None, Some(at(20))),
+            "a shorter wait replaces no longer one"
+        );
+    }
+
+    #[test]
+    fn a_trial_that_is_given_up_makes_way_for_the_next() {
+        let circuit = opened();
+        assert!(circuit.admits(at(10)));
+        assert!(!circuit.admits(at(11)), "one trial at a time");
+        circuit.gave_up(at(11));
+        assert!(circuit.admits(at(11)));
+        assert_eq!(circuit.succeeded(), Some(CircuitState::Closed));
+        circuit.gave_up(at(12));
+        assert!(circuit.is_closed(), "a closed one stays so");
     }
 
     proptest! {

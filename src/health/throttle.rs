@@ -123,12 +123,21 @@ fn duration(text: &str) -> Option<Duration> {
     (seconds <= YEAR_SECONDS).then(|| Duration::from_secs_f64(seconds))
 }
 
-/// The wait that `retry-after-ms` or `retry-after` (in seconds) asks for. An HTTP date, which needs the wall
-/// clock and which no model server sends, is not read.
-pub fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+/// The wait that `retry-after-ms`, or `retry-after` in seconds or as an HTTP date (RFC 9110, 10.2.3), asks for.
+pub fn retry_after(now: Timestamp, headers: &HeaderMap) -> Option<Duration> {
     let text = |name: &str| headers.get(name)?.to_str().ok();
     let millis = text("retry-after-ms").and_then(|text| duration(&format!("{}ms", text.trim())));
-    millis.or_else(|| duration(text("retry-after")?))
+    millis.or_else(|| {
+        let asked = text("retry-after")?;
+        duration(asked).or_else(|| until_date(now, asked))
+    })
+}
+
+/// The time until an HTTP date; none at all if it has passed.
+fn until_date(now: Timestamp, date: &str) -> Option<Duration> {
+    let at = jiff::fmt::rfc2822::parse(date.trim()).ok()?.timestamp();
+    let at = u64::try_from(at.as_millisecond()).ok()?;
+    Some(Duration::from_millis(at.saturating_sub(now.as_millis())))
 }
 
 #[cfg(test)]
@@ -211,12 +220,19 @@ mod tests {
 
     #[test]
     fn retry_after_is_read_in_seconds_and_in_milliseconds() {
-        assert_eq!(retry_after(&headers(&[("retry-after", "3")])), Some(Duration::from_secs(3)));
-        assert_eq!(
-            retry_after(&headers(&[("retry-after", "3"), ("retry-after-ms", "2500")])),
-            Some(Duration::from_millis(2500))
-        );
-        assert_eq!(retry_after(&headers(&[("retry-after", "Wed, 21 Oct 2026 07:28:00 GMT")])), None);
+        let wait = |pairs| retry_after(Timestamp::from_secs(1_000), &headers(pairs));
+        assert_eq!(wait(&[("retry-after", "3")]), Some(Duration::from_secs(3)));
+        let both = [("retry-after", "3"), ("retry-after-ms", "2500")];
+        assert_eq!(wait(&both), Some(Duration::from_millis(2500)));
+        assert_eq!(wait(&[("retry-after", "soon")]), None);
+    }
+
+    #[test]
+    fn retry_after_may_be_a_date() {
+        let date = headers(&[("retry-after", "Wed, 21 Oct 2026 07:28:00 GMT")]);
+        let at = 1_792_567_680;
+        assert_eq!(retry_after(Timestamp::from_secs(at - 90), &date), Some(Duration::from_secs(90)));
+        assert_eq!(retry_after(Timestamp::from_secs(at + 90), &date), Some(Duration::ZERO));
     }
 
     proptest! {

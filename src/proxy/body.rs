@@ -218,6 +218,10 @@ impl Metered {
 
     /// Reads what is ready and hands it over in one frame. `Ready(None)` means that the state has changed.
     fn poll_open(&mut self, context: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        if self.exchange.as_ref().is_some_and(|exchange| exchange.gateway().is_cut_off()) {
+            self.settle_early(Outcome::Timeout, Joined::default(), "the proxy is shutting down");
+            return Poll::Ready(None);
+        }
         let mut joined = Joined::default();
         let mut trailers = None;
         if let Some(first) = self.first.take() {

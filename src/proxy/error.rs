@@ -16,6 +16,8 @@ pub enum ProxyError {
     Request(ApiError),
     #[error("the request body exceeds {limit} bytes; raise `limits.max_body_bytes` to allow it")]
     BodyTooLarge { limit: usize },
+    #[error("the upload exceeds {limit} bytes; raise `limits.max_upload_bytes` to allow it")]
+    UploadTooLarge { limit: u64 },
     #[error("the request body did not arrive in time")]
     BodyTimeout,
     #[error("the request body ended early")]
@@ -29,7 +31,11 @@ pub enum ProxyError {
     #[error("backend `{backend}` is not one of those that may serve this call")]
     UnknownBackend { backend: String },
     #[error("no backend that offers `{model}` is available now")]
-    Unavailable { model: String, retry_after_seconds: u64 },
+    Unavailable {
+        model: String,
+        /// Until a backend may be asked again, as far as that is known.
+        retry_after: Option<Duration>,
+    },
     #[error("backend `{backend}` did not answer: {why}")]
     Upstream { backend: String, why: &'static str },
     #[error("backend `{backend}` did not answer in time")]
@@ -75,7 +81,7 @@ impl ProxyError {
     fn shape(&self) -> Shape {
         let (status, kind, code) = match self {
             Self::Request(_) => (StatusCode::BAD_REQUEST, "invalid_request_error", "invalid_request"),
-            Self::BodyTooLarge { .. } => {
+            Self::BodyTooLarge { .. } | Self::UploadTooLarge { .. } => {
                 (StatusCode::PAYLOAD_TOO_LARGE, "invalid_request_error", "body_too_large")
             }
             Self::BodyTimeout => (StatusCode::REQUEST_TIMEOUT, "invalid_request_error", "body_timeout"),
@@ -136,12 +142,10 @@ impl ProxyError {
 
     fn retry_after_seconds(&self) -> Option<u64> {
         match self {
-            Self::Unavailable { retry_after_seconds, .. } => Some(*retry_after_seconds),
+            Self::Unavailable { retry_after, .. } => Some(whole_seconds(retry_after.unwrap_or_default())),
             Self::Overloaded { .. } | Self::BeyondShare { .. } | Self::Draining => Some(1),
             Self::LedgerUnavailable { .. } => Some(5),
-            Self::RateLimited { wait, .. } => {
-                Some(wait.as_millis().div_ceil(1000).max(1).try_into().unwrap_or(u64::MAX))
-            }
+            Self::RateLimited { wait, .. } => Some(whole_seconds(*wait)),
             Self::BudgetSpent { retry_after_seconds, .. } => *retry_after_seconds,
             _ => None,
         }
@@ -174,6 +178,11 @@ impl ProxyError {
         }
         response
     }
+}
+
+/// As `Retry-After` has it: at least one, and not less than the wait.
+fn whole_seconds(wait: Duration) -> u64 {
+    wait.as_millis().div_ceil(1000).max(1).try_into().unwrap_or(u64::MAX)
 }
 
 const fn unknown_key(why: Unknown) -> &'static str {

@@ -368,9 +368,20 @@ impl Exchange {
         let is_clients_own = served.backend.passes_credentials() && served.backend.credential().is_none();
         let change = match result {
             AttemptResult::Ok | AttemptResult::Http4xx => place.circuit().succeeded(),
-            AttemptResult::Cancelled => None,
-            AttemptResult::Http429 if is_clients_own => None,
-            _ => place.circuit().failed(self.gateway.now(), retry_after),
+            AttemptResult::Http429 if is_clients_own => place.circuit().succeeded(),
+            AttemptResult::Cancelled => {
+                if !place.circuit().is_closed() {
+                    place.circuit().gave_up(self.gateway.now());
+                }
+                None
+            }
+            result => {
+                let (circuit, now) = (place.circuit(), self.gateway.now());
+                match retry_after.filter(|_| result == AttemptResult::Http429) {
+                    Some(wait) => circuit.asked_to_wait(now, wait),
+                    None => circuit.failed(now, retry_after),
+                }
+            }
         };
         if let Some(state) = change {
             let state = match state {

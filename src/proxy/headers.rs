@@ -49,9 +49,10 @@ pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// Removes what belongs to the connection: the fixed names and those that `Connection` lists.
 pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    if let Some(named) = headers.get(header::CONNECTION).cloned() {
-        let named = named.to_str().unwrap_or_default();
-        for name in named.split(',').filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok()) {
+    if headers.contains_key(header::CONNECTION) {
+        let fields: Vec<_> = headers.get_all(header::CONNECTION).iter().cloned().collect();
+        let named = fields.iter().flat_map(|field| field.as_bytes().split(|byte| *byte == b','));
+        for name in named.filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok()) {
             headers.remove(name);
         }
     }
@@ -185,6 +186,16 @@ mod tests {
             ("te", "trailers"),
             ("x-kept", "1"),
         ]);
+        strip_hop_by_hop(&mut headers);
+        assert_eq!(headers, head(&[("x-kept", "1")]));
+    }
+
+    #[test]
+    fn every_connection_field_counts_and_what_is_no_name_in_one_hides_nothing() {
+        let mut headers = head(&[("x-one", "1"), ("x-two", "2"), ("x-three", "3"), ("x-kept", "1")]);
+        for field in [&b"x-one"[..], b"keep-alive,\xe9, x-two", b"x-three"] {
+            headers.append(header::CONNECTION, HeaderValue::from_bytes(field).unwrap());
+        }
         strip_hop_by_hop(&mut headers);
         assert_eq!(headers, head(&[("x-kept", "1")]));
     }

@@ -19,6 +19,7 @@ use crate::openai::{Endpoint, json};
 use crate::upstream::Backend;
 use crate::upstream::client::{Clients, RequestBody};
 use crate::upstream::send::Answer;
+use crate::upstream::upload::{Upload, UploadError, UploadLimits, Watch};
 
 /// JSON bodies up to this size are collected, to see which model they name.
 const MAX_READ_BYTES: u64 = 1 << 20;
@@ -53,7 +54,7 @@ pub async fn pass(
     let Some(place) = backend.acquire() else {
         return Err(ProxyError::Unavailable {
             model: parts.uri.path().chars().take(MAX_MODEL_BYTES).collect(),
-            retry_after_seconds: 1,
+            retry_after: Some(backend.recovers_in(exchange.gateway().now())),
         });
     };
     exchange.begin_attempt(backend, None, place);
@@ -65,7 +66,10 @@ pub async fn pass(
     head.dress(backend);
     let timeouts = &backend.spec.timeouts;
     // An upload takes its time before there can be a first byte.
-    let patience = if matches!(body, RequestBody::Full(_)) { timeouts.first_byte } else { timeouts.total };
+    let (patience, failure) = match &body {
+        RequestBody::Upload(upload) => (timeouts.total, Some(upload.failure())),
+        _ => (timeouts.first_byte, None),
+    };
     let client = clients.of(backend);
     let (place, delivery) = exchange.under_way().expect("the attempt has begun with a place");
     let target = path_and_query(&parts.uri);
@@ -73,6 +77,10 @@ pub async fn pass(
     let response = match tokio::time::timeout(patience, sent).await {
         Ok(Ok(response)) => response,
         Ok(Err(error)) => {
+            if let Some(failure) = failure.and_then(|failure| failure.get().copied()) {
+                let limit = exchange.state().config.limits.max_upload_bytes;
+                return Err(fail(exchange, broken_upload(failure, limit)));
+            }
             tracing::warn!(backend = backend.name(), %error, "`{}` did not answer", backend.name());
             let why = "its connection broke or could not be made";
             return Err(fail(exchange, ProxyError::Upstream { backend: backend.name().to_owned(), why }));
@@ -83,6 +91,15 @@ pub async fn pass(
     };
     let (head, body) = response.into_parts();
     Ok(stream(exchange, Answer { head, read: Bytes::new(), rest: Some(body), strip_usage: false }))
+}
+
+/// A client's fault, though it was found on the way to the upstream.
+fn broken_upload(failure: UploadError, limit: u64) -> ProxyError {
+    match failure {
+        UploadError::TooLarge => ProxyError::UploadTooLarge { limit },
+        UploadError::TooSlow => ProxyError::BodyTimeout,
+        UploadError::Broken => ProxyError::BodyBroken,
+    }
 }
 
 /// Small JSON is collected for the model that it names; a form is watched for it as it passes; the rest
@@ -107,11 +124,16 @@ async fn read_body(
         }
         return Ok(RequestBody::Full(Some(body)));
     }
-    if content_type.starts_with("multipart/form-data") {
-        let mut form = ModelInForm { named: exchange.model_slot(), tail: BytesMut::new() };
-        return Ok(RequestBody::Stream(incoming, Some(Box::new(move |piece| form.look(piece)))));
+    let limits = &exchange.state().config.limits;
+    let limits = UploadLimits { bytes: limits.max_upload_bytes, pause: limits.body_timeout };
+    if incoming.size_hint().lower() > limits.bytes {
+        return Err(ProxyError::UploadTooLarge { limit: limits.bytes });
     }
-    Ok(RequestBody::Stream(incoming, None))
+    let watch: Option<Watch> = content_type.starts_with("multipart/form-data").then(|| {
+        let mut form = ModelInForm { named: exchange.model_slot(), tail: BytesMut::new() };
+        Box::new(move |piece: &[u8]| form.look(piece)) as Watch
+    });
+    Ok(RequestBody::Upload(Box::new(Upload::new(incoming, limits, watch))))
 }
 
 /// Looks for the field `model` of a form, wherever it stands.

@@ -4,6 +4,8 @@
 //! text of small messages is read; compression is not offered upstream, because it would hide them.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use http::{HeaderValue, Request, Response, StatusCode, header, request};
@@ -18,6 +20,7 @@ use super::exchange::Exchange;
 use super::headers::Head;
 use super::respond::{annotate, stream};
 use super::{fail, path_and_query};
+use crate::config::Timeouts;
 use crate::ledger::Outcome;
 use crate::openai::query::query_value;
 use crate::openai::{Endpoint, usage};
@@ -49,7 +52,8 @@ pub async fn tunnel(
         exchange.name_model(&model);
     }
     let Some(place) = backend.acquire() else {
-        return Err(ProxyError::Unavailable { model: "realtime".to_owned(), retry_after_seconds: 1 });
+        let retry_after = Some(backend.recovers_in(exchange.gateway().now()));
+        return Err(ProxyError::Unavailable { model: "realtime".to_owned(), retry_after });
     };
     exchange.begin_attempt(backend, None, place);
     let mut head = Head::new(parts.headers);
@@ -88,46 +92,67 @@ pub async fn tunnel(
     head.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
     head.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
     let upstream_side = hyper::upgrade::on(response);
+    let timeouts = backend.spec.timeouts.clone();
+    // It leaves its connection, but stays in flight: a drain waits for it.
     tokio::spawn(async move {
         match tokio::try_join!(client_side, upstream_side) {
-            Ok((client, upstream)) => carry(exchange, client, upstream).await,
+            Ok((client, upstream)) => carry(exchange, client, upstream, &timeouts).await,
             Err(error) => debug!(%error, "a tunnel was not opened: {error}"),
         }
     });
     Ok(answer)
 }
 
-/// Carries bytes both ways until one side ends.
-async fn carry(exchange: Box<Exchange>, client: Upgraded, upstream: Upgraded) {
+/// Carries bytes both ways until one side ends, both are silent for `between_bytes`, or `total` has passed.
+async fn carry(exchange: Box<Exchange>, client: Upgraded, upstream: Upgraded, timeouts: &Timeouts) {
     let (from_client, to_client) = tokio::io::split(TokioIo::new(client));
     let (from_upstream, to_upstream) = tokio::io::split(TokioIo::new(upstream));
+    let (moves, mut frames) = (Moves::default(), Frames::default());
     tokio::select! {
-        () = pump(from_client, to_upstream) => {}
-        () = watch(&exchange, from_upstream, to_client) => {}
+        () = moves.carry(from_client, to_upstream, |_| {}) => {}
+        // What a message used is booked before the client sees its end.
+        () = moves.carry(from_upstream, to_client, |bytes| frames.push(bytes, |message| book(&exchange, message))) => {}
+        () = moves.cease(timeouts.between_bytes) => debug!("a tunnel was closed: nothing passed for too long"),
+        () = tokio::time::sleep(timeouts.total.saturating_sub(exchange.age())) => {
+            debug!("a tunnel was closed: it took too long");
+        }
     }
     exchange.settle_failed(Outcome::Success, StatusCode::SWITCHING_PROTOCOLS.as_u16());
 }
 
 type Side = TokioIo<Upgraded>;
 
-async fn pump(mut from: ReadHalf<Side>, mut to: WriteHalf<Side>) {
-    // How it ended makes no difference: either side may leave at any time.
-    drop(tokio::io::copy(&mut from, &mut to).await);
-}
+/// Counts what passes, in either direction.
+#[derive(Debug, Default)]
+struct Moves(AtomicU64);
 
-async fn watch(exchange: &Exchange, mut from: ReadHalf<Side>, mut to: WriteHalf<Side>) {
-    let mut frames = Frames::default();
-    let mut buffer = BytesMut::with_capacity(BUFFER_BYTES);
-    loop {
-        buffer.clear();
-        match from.read_buf(&mut buffer).await {
-            Ok(0) | Err(_) => return,
-            Ok(_) => {}
+impl Moves {
+    /// Ends when nothing has passed for so long; twice as late at most.
+    async fn cease(&self, patience: Duration) {
+        loop {
+            let before = self.0.load(Ordering::Relaxed);
+            tokio::time::sleep(patience).await;
+            if self.0.load(Ordering::Relaxed) == before {
+                return;
+            }
         }
-        // What a message used is booked before the client sees its end.
-        frames.push(&buffer, |message| book(exchange, message));
-        if to.write_all(&buffer).await.is_err() {
-            return;
+    }
+
+    /// Carries bytes one way, shown to `see` before they leave. How it ended makes no difference: either side may
+    /// leave at any time.
+    async fn carry(&self, mut from: ReadHalf<Side>, mut to: WriteHalf<Side>, mut see: impl FnMut(&[u8])) {
+        let mut buffer = BytesMut::with_capacity(BUFFER_BYTES);
+        loop {
+            buffer.clear();
+            match from.read_buf(&mut buffer).await {
+                Ok(0) | Err(_) => return,
+                Ok(_) => {}
+            }
+            see(&buffer);
+            self.0.fetch_add(1, Ordering::Relaxed);
+            if to.write_all(&buffer).await.is_err() {
+                return;
+            }
         }
     }
 }

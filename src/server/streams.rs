@@ -14,8 +14,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
+use tokio::sync::watch;
 use tracing::debug;
 
+use super::Stop;
 use crate::proxy::body::{Body, BodyError};
 
 /// What is handed over at a time: HTTP/2's smallest largest frame. What is left unread of an answer is kept by
@@ -58,6 +60,7 @@ impl Pace {
 pub struct Streams {
     patience: Duration,
     count: Arc<Count>,
+    stop: watch::Receiver<Stop>,
 }
 
 #[derive(Debug, Default)]
@@ -68,8 +71,8 @@ struct Count {
 }
 
 impl Streams {
-    pub fn new(patience: Duration) -> Self {
-        Self { patience, count: Arc::default() }
+    pub(super) fn new(patience: Duration, stop: watch::Receiver<Stop>) -> Self {
+        Self { patience, count: Arc::default(), stop }
     }
 
     /// Ends when there has been no stream for so long; twice as late at most.
@@ -108,15 +111,22 @@ where
     F::Output: Send,
 {
     fn execute(&self, stream: F) {
-        let (open, patience) = (Open::of(&self.count), self.patience);
+        let (open, patience, mut stop) = (Open::of(&self.count), self.patience, self.stop.clone());
         tokio::spawn(async move {
             let _open = open;
             let pace = Arc::<Pace>::default();
+            let mut stream = std::pin::pin!(PACE.scope(pace.clone(), stream));
+            // To be looked at once more when answers are cut off is all that it needs.
             tokio::select! {
                 biased;
-                _ = PACE.scope(pace.clone(), stream) => {}
-                () = pace.stalled(patience) => debug!("a stream was reset: its client took nothing for too long"),
+                _ = &mut stream => return,
+                () = pace.stalled(patience) => {
+                    debug!("a stream was reset: its client took nothing for too long");
+                    return;
+                }
+                _ = stop.wait_for(|stop| *stop >= Stop::CutOff) => {}
             }
+            stream.await;
         });
     }
 }
@@ -220,7 +230,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_connection_rests_only_without_streams() {
-        let streams = Streams::new(Duration::from_secs(10));
+        let streams = Streams::new(Duration::from_secs(10), watch::channel(Stop::No).1);
         let rest = Duration::from_mins(1);
         let open = Open::of(&streams.count);
         assert!(tokio::time::timeout(rest * 10, streams.idle(rest)).await.is_err());

@@ -21,6 +21,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 
 use super::delivery::Delivery;
 use super::pool::{Pool, PoolSettings, PooledBody, SendError};
+use super::upload::{Upload, UploadError};
 use super::{Backend, BaseUrl, Place};
 use crate::config::Timeouts;
 use crate::health::probe::root_cause;
@@ -33,52 +34,40 @@ pub enum RequestBody {
     Full(Option<Bytes>),
     /// The same on its way through a client that says nothing of how far it has come.
     Delivered(Option<Bytes>, Delivery),
-    /// Passing through, seen by somebody on the way.
-    Stream(Incoming, Option<Watch>),
+    Upload(Box<Upload>),
 }
-
-/// Sees the pieces of a body that passes through.
-pub type Watch = Box<dyn FnMut(&[u8]) + Send + Sync>;
 
 impl std::fmt::Debug for RequestBody {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         out.write_str(match self {
             Self::Full(_) | Self::Delivered(..) => "Full",
-            Self::Stream(..) => "Stream",
+            Self::Upload(_) => "Upload",
         })
     }
 }
 
 impl Body for RequestBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = UploadError;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, UploadError>>> {
         match self.get_mut() {
             Self::Full(bytes) => Poll::Ready(taken(bytes)),
             Self::Delivered(bytes, delivery) => {
                 delivery.complete();
                 Poll::Ready(taken(bytes))
             }
-            Self::Stream(body, watch) => {
-                let polled = Pin::new(body).poll_frame(context);
-                if let (Poll::Ready(Some(Ok(frame))), Some(watch)) = (&polled, watch)
-                    && let Some(piece) = frame.data_ref()
-                {
-                    watch(piece);
-                }
-                polled
-            }
+            Self::Upload(upload) => upload.poll_frame(context),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Full(bytes) | Self::Delivered(bytes, _) => bytes.as_ref().is_none_or(Bytes::is_empty),
-            Self::Stream(body, _) => body.is_end_stream(),
+            Self::Upload(upload) => upload.incoming.is_end_stream(),
         }
     }
 
@@ -87,12 +76,12 @@ impl Body for RequestBody {
             Self::Full(bytes) | Self::Delivered(bytes, _) => {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64)
             }
-            Self::Stream(body, _) => body.size_hint(),
+            Self::Upload(upload) => upload.incoming.size_hint(),
         }
     }
 }
 
-fn taken(bytes: &mut Option<Bytes>) -> Option<Result<Frame<Bytes>, hyper::Error>> {
+fn taken(bytes: &mut Option<Bytes>) -> Option<Result<Frame<Bytes>, UploadError>> {
     bytes.take().filter(|bytes| !bytes.is_empty()).map(|bytes| Ok(Frame::data(bytes)))
 }
 

@@ -26,8 +26,6 @@ use crate::proxy::headers::Head;
 pub const MAX_COLLECTED_BYTES: usize = 8 << 20;
 /// Kept of an error answer that may yet be the one that the client gets.
 const MAX_ERROR_BYTES: usize = 1 << 20;
-/// What a client is told to wait when nothing better is known.
-const RETRY_AFTER_SECONDS: u64 = 1;
 
 /// A request on its way up, ready to be sent more than once.
 pub struct Outgoing {
@@ -91,23 +89,33 @@ pub async fn send(
     let mut last: Option<Failed> = None;
     let mut backoff = settings.backoff;
     loop {
+        let before = exchange.attempts();
         for &index in order {
             if exchange.attempts() >= settings.max_attempts {
-                return conclude(exchange, last);
+                return conclude(exchange, last, order);
             }
             match try_offer(clients, exchange, request, index, &mut last).await {
                 Tried::Answered(answer) => return Ok(*answer),
                 Tried::Failed if order.len() == 1 && last.as_ref().is_some_and(|failed| !failed.again) => {
-                    return conclude(exchange, last);
+                    return conclude(exchange, last, order);
                 }
                 Tried::Failed | Tried::NoPlace => {}
             }
         }
-        let Some(failed) = &last else { return conclude(exchange, None) };
-        let may_retry = failed.again && exchange.attempts() < settings.max_attempts;
-        let wait = failed.retry_after.unwrap_or_else(|| jittered(backoff));
-        if !may_retry || wait > settings.max_backoff || !exchange.gateway().retries.spend() {
-            return conclude(exchange, last);
+        let Some(failed) = &last else { return conclude(exchange, None, order) };
+        // A round without a place at any of them will not be followed by a better one soon.
+        let was_tried = exchange.attempts() > before;
+        let may_retry = was_tried && failed.again && exchange.attempts() < settings.max_attempts;
+        let wait = match failed.retry_after {
+            Some(asked) if asked <= settings.max_backoff => Some(stretched(asked)),
+            Some(_) => None,
+            None => Some(jittered(backoff)),
+        };
+        let Some(wait) = wait.filter(|wait| may_retry && *wait < time_left(exchange)) else {
+            return conclude(exchange, last, order);
+        };
+        if !exchange.gateway().retries.spend() {
+            return conclude(exchange, last, order);
         }
         tokio::time::sleep(wait).await;
         backoff = (backoff * 2).min(settings.max_backoff);
@@ -169,15 +177,26 @@ fn place(exchange: &mut Exchange, index: usize, last: &mut Option<Failed>) -> bo
     true
 }
 
+/// Of the time that the backend which was tried last gives a call.
+fn time_left(exchange: &Exchange) -> Duration {
+    let total = exchange.served().map_or(Duration::MAX, |(backend, _)| backend.spec.timeouts.total);
+    total.saturating_sub(exchange.age())
+}
+
 /// No more attempts: the best that there is, for the client.
-fn conclude(exchange: &Exchange, last: Option<Failed>) -> Result<Answer, ProxyError> {
+fn conclude(exchange: &Exchange, last: Option<Failed>, order: &[usize]) -> Result<Answer, ProxyError> {
     match last.map(|failed| failed.failure) {
         Some(Failure::Answer(answer)) => Ok(*answer),
         Some(Failure::NoAnswer(error)) => Err(error),
-        None => Err(ProxyError::Unavailable {
-            model: exchange.call().map(|call| call.model.clone()).unwrap_or_default(),
-            retry_after_seconds: RETRY_AFTER_SECONDS,
-        }),
+        None => {
+            let offers = exchange.route().map(|route| &route.offers);
+            let backends =
+                offers.iter().flat_map(|offers| order.iter().map(|&index| &*offers[index].backend));
+            Err(ProxyError::Unavailable {
+                model: exchange.call().map(|call| call.model.clone()).unwrap_or_default(),
+                retry_after: backends.map(|backend| backend.recovers_in(exchange.gateway().now())).min(),
+            })
+        }
     }
 }
 
@@ -230,7 +249,7 @@ async fn attempt(
     if !backend.passes_credentials() || backend.credential().is_some() {
         backend.throttle.observe(exchange.gateway().now(), &answer.head.headers);
     }
-    judge(answer, &backend, injects)
+    judge(answer, &backend, injects, exchange)
 }
 
 async fn first_byte(
@@ -322,7 +341,12 @@ async fn read(
 }
 
 /// Is this the answer, or may another backend do better?
-fn judge(answer: Answer, backend: &super::Backend, injects: bool) -> Result<Answer, Failed> {
+fn judge(
+    answer: Answer,
+    backend: &super::Backend,
+    injects: bool,
+    exchange: &Exchange,
+) -> Result<Answer, Failed> {
     let status = answer.head.status;
     if status.is_success() {
         return Ok(answer);
@@ -331,7 +355,7 @@ fn judge(answer: Answer, backend: &super::Backend, injects: bool) -> Result<Answ
     let failed = |fault, again, answer: Answer| Failed {
         fault,
         result,
-        retry_after: retry_after(&answer.head.headers),
+        retry_after: retry_after(exchange.gateway().now(), &answer.head.headers),
         failure: Failure::Answer(Box::new(answer)),
         again,
         asks_otherwise: false,
@@ -364,6 +388,11 @@ fn is_too_long(body: &[u8]) -> bool {
     [&b"exceed_context_size_error"[..], b"maximum context length", b"context length", b"input_tokens"]
         .iter()
         .any(|words| memchr::memmem::find(body, words).is_some())
+}
+
+/// A pause that was asked for, or up to a quarter more, so that retries of many calls do not meet.
+fn stretched(pause: Duration) -> Duration {
+    pause.mul_f64(1.0 + fastrand::f64() / 4.0)
 }
 
 /// Between half of a pause and one and a half, so that retries of many calls do not meet.

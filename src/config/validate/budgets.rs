@@ -27,7 +27,27 @@ impl Checker<'_> {
                 );
             }
         }
+        if mode == AuthMode::PassThrough {
+            self.warn_of_apis_without_credentials(raw, backends);
+        }
         Auth { mode }
+    }
+
+    /// The client's own key goes to the first API alone: whose it is cannot be told.
+    fn warn_of_apis_without_credentials(&mut self, raw: &RawConfig, backends: &[Backend]) {
+        let mut apis = backends.iter().filter(|backend| matches!(backend.kind, BackendKind::Api));
+        let Some(first) = apis.next() else { return };
+        for backend in apis.filter(|backend| is_keyless_api(backend)) {
+            let place = raw.backends.as_ref().and_then(|all| place_of_backend(all, &backend.name));
+            self.findings.warning(
+                &place.unwrap_or_default(),
+                format!(
+                    "backend `{}` gets no credentials: it has no `api_key`, and the client's own go to `{}` alone",
+                    backend.name, first.name
+                ),
+                "write `api_key`, unless it asks for none",
+            );
+        }
     }
 
     pub(super) fn budgets(

@@ -48,6 +48,39 @@ async fn calls_beyond_the_capacity_overflow_to_the_api() {
     assert_eq!(reply.header("x-breakeven-backend"), "gpu");
 }
 
+#[tokio::test]
+async fn the_clients_key_goes_to_the_first_api_and_to_no_other() {
+    let settings = Settings { faults: vec![Fault::Status(500)], ..Settings::default() };
+    let first = FakeBackend::start(Personality::OpenAi, settings).await.unwrap();
+    let second = FakeBackend::start(Personality::OpenAi, Settings::default()).await.unwrap();
+    let proxy = Proxy::start(&format!(
+        "[backends.first]\nkind = \"api\"\nbase_url = \"{}\"\n[backends.second]\nkind = \"api\"\nbase_url = \"{}\"\n\
+         [routes.chat]\nmodels = [\"{API_MODEL}\"]\npolicy = \"api\"\n\
+         offers = [{{ backend = \"first\" }}, {{ backend = \"second\" }}]\n",
+        first.url(),
+        second.url()
+    ))
+    .await;
+    let http = Http::new(&proxy.url());
+    let named = [("x-breakeven-backend", "second"), ("x-kept", "1")];
+    for extra in [&named[1..], &named] {
+        let mut request = http.request(Method::POST, "/chat/completions");
+        for (name, value) in
+            [("authorization", "Bearer sk-client"), ("openai-organization", "org")].iter().chain(extra)
+        {
+            request = request.header(*name, *value);
+        }
+        http.send(request, Bytes::from(chat(API_MODEL).to_string())).await;
+    }
+    assert_eq!(first.calls()[0].header("authorization"), "Bearer sk-client");
+    let others = second.calls();
+    assert_eq!(others.len(), 2);
+    for call in others {
+        assert_eq!((call.header("authorization"), call.header("openai-organization")), ("", ""));
+        assert_eq!(call.header("x-kept"), "1");
+    }
+}
+
 /// Two machines of the same speed, a thousand tokens a second, one of ten times the rent.
 #[tokio::test]
 async fn a_call_costs_what_the_machine_costs_that_served_it() {

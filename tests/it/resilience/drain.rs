@@ -3,12 +3,15 @@
 use std::time::Duration;
 
 use breakeven::demo::{FakeBackend, Personality, Settings};
+use breakeven::ledger::Outcome;
 use http::{Method, StatusCode};
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
 use super::Served;
-use crate::support::{Events, Http, chat, with};
+use crate::support::{End, Events, Http, chat, data, with};
 
 const MODEL: &str = "gpt-4o-mini";
 const LONG: Duration = Duration::from_secs(20);
@@ -78,10 +81,84 @@ async fn a_second_signal_ends_what_the_first_one_waits_for() {
     served.signal("-TERM");
     until_not_ready(&served).await;
     served.signal("-TERM");
+    let (rest, end) = events.rest().await;
+    assert_eq!(end, End::Complete);
+    assert!(data(&rest).last().unwrap()["error"].is_object(), "it says that something is missing: {rest:?}");
     let ended = tokio::time::timeout(LONG, served.child.wait()).await.expect("it ends").unwrap();
     assert!(ended.success(), "{}", served.log());
     let rows = breakeven::ledger::query::recent(&served.ledger(), usize::MAX).unwrap();
     assert_eq!(rows.len(), 1, "what was cut off is booked");
+    assert_eq!(rows[0].outcome, Outcome::Timeout, "and not as if its client had left");
+}
+
+/// An API of which one connection is a WebSocket that says what it hears.
+async fn echoing_api() -> std::net::SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await.unwrap());
+        }
+        let switch = "HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n";
+        stream.write_all(switch.as_bytes()).await.unwrap();
+        let (mut from, mut to) = stream.split();
+        // Until the proxy ends it.
+        drop(tokio::io::copy(&mut from, &mut to).await);
+    });
+    address
+}
+
+/// Opens a WebSocket through the proxy.
+async fn open_tunnel(served: &Served) -> TcpStream {
+    let mut client = TcpStream::connect(served.address).await.unwrap();
+    let hello = "GET /v1/realtime?model=gpt-realtime HTTP/1.1\r\nhost: x\r\nupgrade: websocket\r\n\
+                 connection: upgrade\r\nsec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZQ==\r\n\r\n";
+    client.write_all(hello.as_bytes()).await.unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(client.read_u8().await.unwrap());
+    }
+    assert!(head.starts_with(b"HTTP/1.1 101 "), "{}", String::from_utf8_lossy(&head));
+    client
+}
+
+/// A frame from a client, its mask all zero, and whether it comes back.
+async fn is_echoed(client: &mut TcpStream) -> bool {
+    let frame = b"\x82\x84\0\0\0\0ping";
+    let mut heard = [0; 10];
+    client.write_all(frame).await.is_ok() && client.read_exact(&mut heard).await.is_ok() && heard == *frame
+}
+
+#[tokio::test]
+async fn a_drain_waits_for_a_tunnel_as_for_a_stream() {
+    let api = echoing_api().await;
+    let config = format!("[backends.openai]\nkind = \"api\"\nbase_url = \"http://{api}/v1\"\n");
+    let mut served = Served::start("", &config, &[]).await;
+    let mut client = open_tunnel(&served).await;
+    assert!(is_echoed(&mut client).await);
+    served.signal("-TERM");
+    until_not_ready(&served).await;
+    assert!(is_echoed(&mut client).await, "it goes on");
+    drop(client);
+    let ended = tokio::time::timeout(LONG, served.child.wait()).await.expect("it ends").unwrap();
+    assert!(ended.success(), "{}", served.log());
+}
+
+#[tokio::test]
+async fn a_tunnel_ends_when_its_time_is_over_or_when_nothing_passes() {
+    for timeouts in ["first_byte = \"500ms\", total = \"500ms\"", "between_bytes = \"200ms\""] {
+        let api = echoing_api().await;
+        let config = format!(
+            "[backends.openai]\nkind = \"api\"\nbase_url = \"http://{api}/v1\"\ntimeouts = {{ {timeouts} }}\n"
+        );
+        let served = Served::start("", &config, &[]).await;
+        let mut client = open_tunnel(&served).await;
+        let mut nothing = [0; 1];
+        let ended = tokio::time::timeout(LONG, client.read(&mut nothing)).await.expect(timeouts);
+        assert!(matches!(ended, Ok(0) | Err(_)), "{timeouts}");
+    }
 }
 
 /// Replaces a file in one step, as editors and ConfigMaps do.

@@ -82,14 +82,19 @@ async fn speak(address: SocketAddr) -> Option<TcpStream> {
 #[tokio::test]
 async fn what_is_too_large_or_too_slow_is_told_so() {
     let api = FakeBackend::start(Personality::OpenAi, Settings::default()).await.unwrap();
-    let limits = "[limits]\nmax_body_bytes = \"1KiB\"\nmax_header_bytes = \"8KiB\"\nbody_timeout = \"100ms\"\n\
+    let limits = "[limits]\nmax_body_bytes = \"1KiB\"\nmax_upload_bytes = \"3KiB\"\nmax_header_bytes = \"8KiB\"\nbody_timeout = \"100ms\"\n\
                   header_timeout = \"100ms\"\nidle_timeout = \"150ms\"";
     let proxy = proxy_before(&api, limits).await;
     let start = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n";
+    let upload = "POST /v1/files HTTP/1.1\r\nhost: x\r\ncontent-type: application/octet-stream\r\n";
+    let chunk = format!("7d0\r\n{}\r\n", "x".repeat(2000));
     let cases = [
         ("413", format!("{start}content-length: 2000\r\n\r\n{}", "x".repeat(2000))),
         ("431", format!("{start}x-large: {}\r\n\r\n", "x".repeat(64 << 10))),
         ("408", format!("{start}content-length: 500\r\n\r\n{{")),
+        ("413", format!("{upload}content-length: 4000\r\n\r\n{}", "x".repeat(4000))),
+        ("413", format!("{upload}transfer-encoding: chunked\r\n\r\n{}", chunk.repeat(2))),
+        ("408", format!("{upload}transfer-encoding: chunked\r\n\r\n{chunk}")),
         ("", start.to_owned()),
         ("", "P".to_owned()),
         ("", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_owned()),

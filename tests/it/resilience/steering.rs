@@ -105,6 +105,32 @@ async fn the_circuit_of_an_only_backend_opens_too_and_closes_when_it_is_well() {
 }
 
 #[tokio::test]
+async fn a_call_whose_only_backend_has_opened_its_circuit_is_answered_and_does_not_wait_for_it() {
+    let two = two("circuit = { failures = 1, open_for = \"1m\" }", "").await;
+    two.api.set(|settings| settings.faults = vec![Fault::Status(500)]);
+    let watch = Stopwatch::start();
+    let reply = two.http.post("/chat/completions", &chat(API_MODEL)).await;
+    assert_eq!((reply.status, two.api.calls().len()), (StatusCode::INTERNAL_SERVER_ERROR, 1));
+    let next = two.http.post("/chat/completions", &chat(API_MODEL)).await;
+    assert_eq!(next.status, StatusCode::SERVICE_UNAVAILABLE);
+    let seconds: u64 = next.header("retry-after").parse().unwrap();
+    assert!((50..=60).contains(&seconds), "it says when the circuit lets a call through: {seconds}");
+    assert!(watch.elapsed() < Duration::from_secs(5), "{:?}", watch.elapsed());
+}
+
+#[tokio::test]
+async fn a_retry_beyond_the_time_of_a_call_is_not_waited_for() {
+    let two =
+        two("timeouts = { first_byte = \"1s\", total = \"1s\" }\ncircuit = { failures = 100 }", "").await;
+    let limited = Fault::RateLimited { retry_after: Duration::from_secs(2) };
+    two.api.set(|settings| settings.faults = vec![limited]);
+    let watch = Stopwatch::start();
+    let reply = two.http.post("/chat/completions", &chat(API_MODEL)).await;
+    assert_eq!((reply.status, reply.header("retry-after")), (StatusCode::TOO_MANY_REQUESTS, "2"));
+    assert!(watch.elapsed() < Duration::from_secs(1), "{:?}", watch.elapsed());
+}
+
+#[tokio::test]
 async fn a_retry_after_keeps_calls_away_until_then() {
     let two = two("", "").await;
     two.own.fail_next(1, &Fault::RateLimited { retry_after: Duration::from_mins(1) });
