@@ -142,6 +142,17 @@ fn heads() -> Vec<Case> {
         refused("a first header that goes on", "GET /v1/files HTTP/1.1\r\n host: x\r\n\r\n"),
         refused("a bare CR in a header", get("x-a: b\rcontent-length: 5\r\n")),
         refused("a bare CR as a line end", "GET /v1/files HTTP/1.1\rhost: x\r\r"),
+        one("lines that end with a bare LF", hello_with("connection: close\r\n").replace("\r\n", "\n")),
+        one(
+            "a bare LF before a length ends a line, and the length counts",
+            post("", "").replace(
+                "\r\n\r\n",
+                &format!(
+                    "\r\nx-a: b\ncontent-length: {length}\r\nconnection: close\r\n\r\n{HELLO}{SMUGGLED}"
+                ),
+            ),
+        ),
+        refused("a request behind a bare LF in a header", get(&format!("x-a: b\n{SMUGGLED}"))),
         refused("a NUL in a header's value", get("x-a: b\0c\r\n")),
         refused("a NUL in a header's name", get("x\0a: b\r\n")),
         refused("a NUL in the target", "GET /v1/fi\0les HTTP/1.1\r\nhost: x\r\n\r\n"),
