@@ -102,6 +102,8 @@ pub struct Limits {
     pub max_body_bytes: usize,
     /// The same of uploads, which pass through.
     pub max_upload_bytes: u64,
+    /// What the bodies of all calls that wait for an answer may take together.
+    pub max_buffered_bytes: usize,
     pub max_header_bytes: usize,
     /// Time to send a complete request head, from the first byte or from the connection's start.
     pub header_timeout: Duration,

@@ -1,6 +1,7 @@
 //! The shared state of a running gateway: what the request path reads as snapshots and adds to as atomics.
 
 pub mod books;
+pub mod buffers;
 mod conversations;
 pub mod invoices;
 pub mod keeper;
@@ -40,6 +41,7 @@ use crate::proxy::vocabularies::Vocabularies;
 use crate::shared;
 use crate::telemetry::spans::Spans;
 use crate::upstream::{Backend, BaseUrlError};
+use buffers::Buffers;
 use shares::Held;
 
 /// Everything that a call needs besides itself. One for the process, shared by all workers.
@@ -61,6 +63,8 @@ pub struct Gateway {
     pub sharing: Option<Sharing>,
     state: ArcSwap<State>,
     in_flight: AtomicUsize,
+    /// What request bodies take.
+    pub buffers: Buffers,
     shares: Arc<Shares>,
     draining: AtomicBool,
     cut_off: AtomicBool,
@@ -153,6 +157,7 @@ impl Gateway {
             sharing,
             state: ArcSwap::from_pointee(state),
             in_flight: AtomicUsize::new(0),
+            buffers: Buffers::default(),
             shares: Arc::default(),
             draining: AtomicBool::new(false),
             cut_off: AtomicBool::new(false),

@@ -4,6 +4,7 @@ pub mod admit;
 pub mod bill;
 pub mod body;
 pub mod caller;
+pub mod collect;
 pub mod count;
 pub mod encoded;
 pub mod error;
@@ -24,16 +25,14 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Request, Response, Version, header, request};
-use http_body::Body as _;
-use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 
-use crate::clock::{Stopwatch, within};
-use crate::config::{Limits, UnknownPrice, WhenUnavailable};
+use crate::clock::Stopwatch;
+use crate::config::{UnknownPrice, WhenUnavailable};
 use crate::economics::Reason;
 use crate::gateway::{Choice, Circumstances, Gateway, Refusal, Route, choose};
 use crate::ledger::Outcome;
@@ -45,6 +44,7 @@ use crate::upstream::send::{Outgoing, send};
 use admit::{admit_call, admit_unread, authenticate, identity};
 use body::Body;
 use caller::team_of;
+use collect::collect;
 use error::ProxyError;
 use exchange::Exchange;
 use headers::Head;
@@ -173,9 +173,12 @@ async fn routed(
     incoming: Incoming,
 ) -> Result<Response<Body>, ProxyError> {
     let state = exchange.state().clone();
-    let mut body = collect(incoming, &state.config.limits).await?;
+    let limits = &state.config.limits;
+    let mut room = exchange.gateway().buffers.room(limits.max_buffered_bytes);
+    let mut body = collect(incoming, limits, &mut room).await?;
     if parts.headers.contains_key(header::CONTENT_ENCODING) {
-        body = unpack::unpack(&mut parts.headers, body, state.config.limits.max_body_bytes).await?;
+        body = unpack::unpack(&mut parts.headers, body, limits.max_body_bytes).await?;
+        room.cover(body.len())?;
     }
     let mut call = Call::read(exchange.endpoint(), &body).map_err(ProxyError::Request)?;
     if call.model.is_empty()
@@ -302,54 +305,10 @@ pub(crate) fn fail(exchange: Box<Exchange>, error: ProxyError) -> ProxyError {
     error
 }
 
-/// Collects a request body within the limits. One that arrived in one piece is not copied.
-pub(crate) async fn collect(mut incoming: Incoming, limits: &Limits) -> Result<Bytes, ProxyError> {
-    let limit = limits.max_body_bytes;
-    if incoming.size_hint().lower() > limit as u64 {
-        return Err(ProxyError::BodyTooLarge { limit });
-    }
-    if incoming.is_end_stream() {
-        return Ok(Bytes::new());
-    }
-    let collecting = pin!(collect_up_to(&mut incoming, limit));
-    match within(limits.body_timeout, collecting).await {
-        Err(_) => Err(ProxyError::BodyTimeout),
-        Ok(collected) => collected,
-    }
-}
-
-/// Memory that a body is given for its announced length, before its bytes have come.
-const MAX_TRUSTED_LENGTH: usize = 1 << 20;
-
-/// Pieces are copied together as they come, while the processor's caches still have them and so that the
-/// connection can receive into the same buffer again.
-async fn collect_up_to(incoming: &mut Incoming, limit: usize) -> Result<Bytes, ProxyError> {
-    let mut first = Bytes::new();
-    let mut all = BytesMut::new();
-    while let Some(frame) = incoming.frame().await {
-        let Ok(piece) = frame.map_err(|_| ProxyError::BodyBroken)?.into_data() else { continue };
-        if first.len().max(all.len()) + piece.len() > limit {
-            return Err(ProxyError::BodyTooLarge { limit });
-        }
-        if !all.is_empty() {
-            all.extend_from_slice(&piece);
-        } else if first.is_empty() {
-            first = piece;
-        } else {
-            let left = usize::try_from(incoming.size_hint().lower()).unwrap_or(usize::MAX);
-            all.reserve(first.len() + piece.len() + left.min(MAX_TRUSTED_LENGTH));
-            all.extend_from_slice(&std::mem::take(&mut first));
-            all.extend_from_slice(&piece);
-        }
-        if incoming.is_end_stream() {
-            break;
-        }
-    }
-    Ok(if all.is_empty() { first } else { all.freeze() })
-}
-
 #[cfg(test)]
 mod tests {
+    use http_body_util::BodyExt as _;
+
     use super::*;
     use crate::clock::Clock;
     use crate::config;

@@ -24,6 +24,7 @@ pub const CALLER_SHARE: f64 = 0.9;
 pub const SMALLEST_CALLER_SHARE: f64 = 0.1;
 /// A dozen photographs in base64; gateways that stop at 32 KiB or 1 MiB break vision calls.
 pub const MAX_BODY_BYTES: u64 = 32 << 20;
+pub const MAX_BUFFERED_BYTES: u64 = 512 << 20;
 pub const MAX_UPLOAD_BYTES: u64 = 512 << 20;
 /// Above what proxies in front of us let through (8 to 32 KiB).
 pub const MAX_HEADER_BYTES: u64 = 64 << 10;
@@ -139,6 +140,8 @@ pub const MOST_WORKERS: u64 = 1024;
 pub const MOST_ATTEMPTS: u64 = 10;
 /// Bodies are held in memory while they are routed and retried.
 pub const LARGEST_BODY: u64 = 1 << 30;
+pub const LEAST_BUFFERED: u64 = 1 << 20;
+pub const MOST_BUFFERED: u64 = 1 << 40;
 pub const LARGEST_UPLOAD: u64 = 1 << 40;
 pub const SMALLEST_HEAD: u64 = 4 << 10;
 pub const LARGEST_HEAD: u64 = 1 << 20;

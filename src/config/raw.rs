@@ -76,6 +76,8 @@ tables! {
         max_body_bytes: At<Size>,
         /// Largest upload, which passes through without being held: files, audio, images. Default: `512MiB`, as OpenAI's.
         max_upload_bytes: At<Size>,
+        /// What the request bodies above 64 KiB of all calls may take together; beyond it, 503. Default: `512MiB`.
+        max_buffered_bytes: At<Size>,
         /// Largest request head. Default: `64KiB`.
         max_header_bytes: At<Size>,
         /// Longest time for a request head to arrive. Default: `10s`.

@@ -244,6 +244,12 @@ impl Checker<'_> {
                 1024..=defaults::LARGEST_UPLOAD,
                 "write a size, as `512MiB`",
             ),
+            max_buffered_bytes: self.size(
+                as_count(raw.max_buffered_bytes.as_ref()).as_ref(),
+                defaults::MAX_BUFFERED_BYTES,
+                defaults::LEAST_BUFFERED..=defaults::MOST_BUFFERED,
+                "write a size, as `512MiB`",
+            ),
             max_header_bytes: self.size(
                 as_count(raw.max_header_bytes.as_ref()).as_ref(),
                 defaults::MAX_HEADER_BYTES,

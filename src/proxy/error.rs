@@ -46,6 +46,10 @@ pub enum ProxyError {
         "this caller has its share of the proxy's {limit} places for calls; try again when some of its calls have ended"
     )]
     BeyondShare { limit: usize },
+    #[error(
+        "the proxy holds {limit} bytes of request bodies, and `limits.max_buffered_bytes` allows no more"
+    )]
+    BuffersFull { limit: usize },
     #[error("the proxy is shutting down")]
     Draining,
     #[error("the proxy refuses calls while it cannot record them: {why}")]
@@ -96,7 +100,9 @@ impl ProxyError {
             Self::Unavailable { .. } => (StatusCode::SERVICE_UNAVAILABLE, "server_error", "unavailable"),
             Self::Upstream { .. } => (StatusCode::BAD_GATEWAY, "server_error", "upstream"),
             Self::UpstreamTimeout { .. } => (StatusCode::GATEWAY_TIMEOUT, "server_error", "upstream_timeout"),
-            Self::Overloaded { .. } => (StatusCode::SERVICE_UNAVAILABLE, "server_error", "overloaded"),
+            Self::Overloaded { .. } | Self::BuffersFull { .. } => {
+                (StatusCode::SERVICE_UNAVAILABLE, "server_error", "overloaded")
+            }
             Self::BeyondShare { .. } => (StatusCode::TOO_MANY_REQUESTS, "requests", "rate_limit_exceeded"),
             Self::Draining => (StatusCode::SERVICE_UNAVAILABLE, "server_error", "draining"),
             Self::LedgerUnavailable { .. } => {
@@ -143,7 +149,10 @@ impl ProxyError {
     fn retry_after_seconds(&self) -> Option<u64> {
         match self {
             Self::Unavailable { retry_after, .. } => Some(whole_seconds(retry_after.unwrap_or_default())),
-            Self::Overloaded { .. } | Self::BeyondShare { .. } | Self::Draining => Some(1),
+            Self::Overloaded { .. }
+            | Self::BuffersFull { .. }
+            | Self::BeyondShare { .. }
+            | Self::Draining => Some(1),
             Self::LedgerUnavailable { .. } => Some(5),
             Self::RateLimited { wait, .. } => Some(whole_seconds(*wait)),
             Self::BudgetSpent { retry_after_seconds, .. } => *retry_after_seconds,

@@ -9,11 +9,13 @@ use http_body::Body as _;
 use hyper::body::Incoming;
 
 use super::body::Body;
+use super::collect::collect;
 use super::error::ProxyError;
 use super::exchange::Exchange;
 use super::headers::Head;
 use super::respond::stream;
-use super::{collect, fail, path_and_query};
+use super::{fail, path_and_query};
+use crate::gateway::buffers::Room;
 use crate::ledger::once::{derived_id, response_id};
 use crate::openai::{Endpoint, json};
 use crate::upstream::Backend;
@@ -50,7 +52,8 @@ pub async fn pass(
         exchange.gateway().recall(exchange.id).await;
     }
     exchange.set_buys(may_bill);
-    let body = read_body(&exchange, &parts, incoming).await?;
+    let mut room = exchange.gateway().buffers.room(exchange.state().config.limits.max_buffered_bytes);
+    let body = read_body(&exchange, &parts, incoming, &mut room).await?;
     let Some(place) = backend.acquire() else {
         return Err(ProxyError::Unavailable {
             model: parts.uri.path().chars().take(MAX_MODEL_BYTES).collect(),
@@ -108,6 +111,7 @@ async fn read_body(
     exchange: &Exchange,
     parts: &request::Parts,
     incoming: Incoming,
+    room: &mut Room,
 ) -> Result<RequestBody, ProxyError> {
     if incoming.is_end_stream() {
         return Ok(RequestBody::Full(None));
@@ -118,7 +122,7 @@ async fn read_body(
         && !parts.headers.contains_key(header::CONTENT_ENCODING)
         && incoming.size_hint().exact().is_some_and(|size| size <= MAX_READ_BYTES)
     {
-        let body = collect(incoming, &exchange.state().config.limits).await?;
+        let body = collect(incoming, &exchange.state().config.limits, room).await?;
         if let Some(model) = json::member(&body, "model").and_then(json::string) {
             exchange.name_model(&model);
         }

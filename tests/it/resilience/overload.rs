@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use breakeven::clock::Stopwatch;
-use breakeven::demo::{FakeBackend, Personality, Settings, Verbatim};
+use breakeven::demo::{FakeBackend, Fault, Personality, Settings, Verbatim};
 use http::StatusCode;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -68,6 +68,34 @@ async fn connections_beyond_the_limit_are_closed_and_their_places_come_back() {
     drop(held);
     let served = async { while speak(proxy.address()).await.is_none() {} };
     tokio::time::timeout(Duration::from_secs(10), served).await.expect("a place comes back");
+}
+
+#[tokio::test]
+async fn bodies_beyond_what_all_may_take_are_refused_while_the_others_wait() {
+    let settings =
+        Settings { faults: vec![Fault::SlowHeaders(Duration::from_mins(1))], ..Settings::default() };
+    let api = FakeBackend::start(Personality::OpenAi, settings).await.unwrap();
+    let proxy = proxy_before(&api, "[limits]\nmax_buffered_bytes = \"1MiB\"").await;
+    let http = Http::new(&proxy.url());
+    let long = |kibibytes: usize| json!({"model": MODEL, "messages": [{"role": "user", "content": "x".repeat(kibibytes << 10)}]});
+    let waiting = tokio::spawn({
+        let (http, body) = (http.clone(), long(800));
+        async move { http.post("/chat/completions", &body).await }
+    });
+    assert!(api.until(|api| api.calls().len() == 1).await);
+    for path in ["/chat/completions", "/moderations"] {
+        let reply = http.post(path, &long(400)).await;
+        assert_eq!(reply.status, StatusCode::SERVICE_UNAVAILABLE, "{path}");
+        assert_eq!(
+            (reply.header("retry-after"), &reply.json()["error"]["code"]),
+            ("1", &json!("overloaded"))
+        );
+    }
+    api.set(|settings| settings.faults.clear());
+    assert_eq!(http.post("/chat/completions", &long(1)).await.status, StatusCode::OK, "a small one has room");
+    waiting.abort();
+    assert_eq!(proxy.entries().await.len(), 2);
+    assert_eq!(http.post("/chat/completions", &long(400)).await.status, StatusCode::OK, "the room is back");
 }
 
 /// A connection that has had an answer; none when it was closed instead.
