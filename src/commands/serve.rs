@@ -276,6 +276,14 @@ impl Proxy {
             gateway.reconfigure(Arc::new(config)).map_err(|error| error.to_string())?;
             if let Some((tls, loaded)) = renewed {
                 tls.renew(loaded);
+            let (token, bound) = (&config.server.admin_token, self.admin_address);
+            // What the file says of the address holds after a restart only.
+            if token.is_none() && !bound.ip().is_loopback() {
+                return Err(format!(
+                    "server.admin_token: missing, and the admin side listens on {bound} until a restart: put the \
+                     token back, or restart"
+                ));
+            }
             }
             Ok(())
         });

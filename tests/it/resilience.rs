@@ -1,5 +1,6 @@
 //! What breaks, what is hostile, and what is too much: the proxy stays up, exact and closed.
 
+mod admin;
 mod canary;
 mod chaos;
 mod disk;
@@ -43,7 +44,18 @@ impl Served {
 
     /// The same in a folder that may hold a ledger, or a disk of its own, in `ledger/`.
     async fn start_in(folder: TempDir, server: &str, config: &str, environment: &[(&str, &str)]) -> Self {
-        let (address, admin) = (free_address(), free_address());
+        Self::start_with_admin_at(free_address(), folder, server, config, environment).await
+    }
+
+    /// The same with an address of the admin side's own.
+    async fn start_with_admin_at(
+        admin: SocketAddr,
+        folder: TempDir,
+        server: &str,
+        config: &str,
+        environment: &[(&str, &str)],
+    ) -> Self {
+        let address = free_address();
         std::fs::create_dir_all(folder.path().join("ledger")).unwrap();
         let text = format!(
             "[server]\nlisten = \"{address}\"\nadmin_listen = \"{admin}\"\nworkers = 2\n{server}\n\
@@ -51,6 +63,8 @@ impl Served {
             folder.path().join(LEDGER).display()
         );
         std::fs::write(folder.path().join("breakeven.toml"), text).unwrap();
+        // Whatever it listens on, it is asked through the loopback.
+        let admin = SocketAddr::from(([127, 0, 0, 1], admin.port()));
         let child = Self::spawn(&folder, environment);
         let mut served = Self { child, folder, address, admin };
         served.ready().await;
