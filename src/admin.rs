@@ -18,7 +18,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
@@ -26,15 +26,24 @@ use tracing::debug;
 
 use crate::commands::serve::Reload;
 use crate::config::WhenUnavailable;
-use crate::gateway::Gateway;
+use crate::gateway::{Gateway, Identity, Shares};
 use crate::metrics;
 use crate::openai::query::query_value;
+use crate::server::listening::Listening;
+use crate::server::patience::{Patient, Phase};
 
 /// Connections at a time; scrapers and browsers need a handful.
 const MAX_CONNECTIONS: usize = 128;
+/// Places that one address may hold while nobody else holds any (`gateway::shares`): whoever comes from another one,
+/// a kubelet or a scraper, finds room.
+const ADDRESS_SHARE: f64 = 0.9;
+/// For a request's head, and for a rest between two requests.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bodies of requests are a line of JSON.
 const MAX_BODY_BYTES: usize = 64 * 1024;
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a client may take nothing of an answer that waits for it.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Events that may wait for a slow reader of the event stream; then it is closed.
 const MAX_EVENTS_WAITING: usize = 16;
 
@@ -90,32 +99,47 @@ impl Admin {
     async fn accept(self, listener: TcpListener) {
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let mut stop = self.stop.subscribe();
+        let shares = Arc::<Shares>::default();
         let mut connections = JoinSet::new();
+        let mut listening = Listening::new(listener, "admin");
         loop {
-            let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
+            let (stream, peer) = tokio::select! {
+                accepted = listening.accept() => accepted,
                 _ = stop.wait_for(|asked| *asked) => return,
             };
             while connections.try_join_next().is_some() {}
-            let Ok((stream, _)) = accepted else { continue };
+            let free = places.available_permits();
+            let Some(held) = shares.enter(Identity::address(peer.ip()), free, ADDRESS_SHARE) else {
+                continue;
+            };
             let Ok(place) = places.clone().try_acquire_owned() else { continue };
             let admin = self.clone();
             connections.spawn(async move {
-                let _place = place;
-                let service = service_fn(move |request| {
-                    let admin = admin.clone();
-                    async move { Ok::<_, Infallible>(admin.answer(request).await) }
-                });
-                let served = http1::Builder::new()
-                    .timer(TokioTimer::new())
-                    .header_read_timeout(HEADER_TIMEOUT)
-                    .serve_connection(TokioIo::new(stream), service)
-                    .await;
-                if let Err(error) = served {
+                let _place = (place, held);
+                if let Err(error) = admin.hold(stream).await {
                     debug!(%error, "an admin connection ended: {error}");
                 }
             });
         }
+    }
+
+    async fn hold(self, stream: TcpStream) -> hyper::Result<()> {
+        let phase = Phase::default();
+        let stream = Patient::new(stream, phase.clone(), HEADER_TIMEOUT, WRITE_TIMEOUT);
+        let service = service_fn(move |request| {
+            let (admin, phase) = (self.clone(), phase.clone());
+            phase.handed_over();
+            async move {
+                let answer = admin.answer(request).await;
+                phase.answered();
+                Ok::<_, Infallible>(answer)
+            }
+        });
+        http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADER_TIMEOUT)
+            .serve_connection(TokioIo::new(stream), service)
+            .await
     }
 
     async fn answer(&self, request: Request<Incoming>) -> Answer {
@@ -226,9 +250,11 @@ impl Admin {
     }
 
     async fn pin(&self, request: Request<Incoming>, pins: bool) -> Answer {
-        let body = match Limited::new(request.into_body(), MAX_BODY_BYTES).collect().await {
-            Ok(body) => body.to_bytes(),
-            Err(_) => return problem(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large or broken"),
+        let body = Limited::new(request.into_body(), MAX_BODY_BYTES).collect();
+        let body = match tokio::time::timeout(BODY_TIMEOUT, body).await {
+            Ok(Ok(body)) => body.to_bytes(),
+            Ok(Err(_)) => return problem(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large or broken"),
+            Err(_) => return problem(StatusCode::REQUEST_TIMEOUT, "the body took too long"),
         };
         match api::pin(&self.gateway, &body, pins) {
             Ok(()) => json_answer(StatusCode::OK, &api::status(&self.gateway)),

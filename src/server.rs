@@ -3,6 +3,7 @@
 //! A worker has a runtime of its own and its own upstream connections, so that a call never leaves its
 //! thread. The acceptor hands every connection to the worker with the fewest.
 
+pub mod listening;
 pub mod patience;
 pub mod process;
 pub mod streams;
@@ -35,6 +36,7 @@ use crate::gateway::{Gateway, Identity, Shares};
 use crate::openai::Endpoint;
 use crate::proxy;
 use crate::upstream::client::Clients;
+use listening::Listening;
 use patience::{Patient, Phase};
 use streams::{Paced, Streams};
 
@@ -42,8 +44,6 @@ use streams::{Paced, Streams};
 const HANDED_OVER: usize = 1024;
 /// How often workers close upstream connections that have rested too long.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
-/// Pause after an accept that failed for want of file descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 /// What an HTTP/2 client sends first.
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2";
 
@@ -110,18 +110,13 @@ impl Workers {
         gateway: Arc<Gateway>,
         mut stop: watch::Receiver<bool>,
     ) {
+        let mut listening = Listening::new(listener, "application");
         loop {
-            let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
+            let (stream, peer) = tokio::select! {
+                accepted = listening.accept() => accepted,
                 _ = stop.wait_for(|asked| *asked) => return,
             };
-            match accepted {
-                Ok((stream, peer)) => self.hand_over(stream, peer, &gateway.state().config.limits),
-                Err(error) => {
-                    warn!(%error, "cannot accept a connection: {error}");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            }
+            self.hand_over(stream, peer, &gateway.state().config.limits);
         }
     }
 

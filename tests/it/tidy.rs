@@ -20,7 +20,7 @@ const LAYERS: [&[&str]; 7] = [
 ];
 
 /// Who may use whom within a layer; the program's modules may all use each other.
-const FRIENDS: [(&str, &[&str]); 7] = [
+const FRIENDS: [(&str, &[&str]); 8] = [
     ("keys", &["ledger", "metrics", "shared"]),
     ("fleet", &["health"]),
     ("metrics", &["ledger"]),
@@ -28,6 +28,7 @@ const FRIENDS: [(&str, &[&str]); 7] = [
     ("planner", &["gateway"]),
     ("proxy", &["gateway"]),
     ("telemetry", &["config"]),
+    ("admin", &["server"]),
 ];
 
 /// Uses of a higher layer, each with its reason. One that is not needed any more must go.
