@@ -301,6 +301,7 @@ impl Proxy {
         }
         applied
     }
+                telemetry::follow(&gateway.state().config.log);
 }
 
 /// Begins to copy the ledger to Postgres, if the configuration says where.

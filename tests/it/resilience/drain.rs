@@ -161,6 +161,33 @@ async fn a_tunnel_ends_when_its_time_is_over_or_when_nothing_passes() {
     }
 }
 
+#[tokio::test]
+async fn a_reload_changes_what_the_log_leaves_out() {
+    let api = FakeBackend::start(Personality::OpenAi, Settings::default()).await.unwrap();
+    let served = Served::start("", &format!("[log]\nfilter = \"info\"\n{}", config_of(&api)), &[]).await;
+    let path = served.folder.path().join("breakeven.toml");
+    let original = std::fs::read_to_string(&path).unwrap();
+    let call = async || {
+        // A connection that breaks is told at `debug`.
+        use tokio::io::AsyncWriteExt as _;
+        let mut stream = tokio::net::TcpStream::connect(served.admin).await.unwrap();
+        stream.write_all(b"nonsense\r\n\r\n").await.unwrap();
+        tokio::io::copy(&mut stream, &mut tokio::io::sink()).await.unwrap();
+    };
+    call().await;
+    put(&path, &original.replace("\"info\"", "\"debug\""));
+    served.signal("-HUP");
+    reloaded(&served, 1).await;
+    assert!(!served.log().contains("DEBUG"), "{}", served.log());
+    call().await;
+    served.says("an admin connection ended").await;
+    put(&path, &original.replace("\"info\"", "\"error\""));
+    let admin = Http::new(&served.admin_url());
+    let reply = admin.send(admin.request(Method::POST, "/api/reload"), bytes::Bytes::new()).await;
+    assert_eq!(reply.status, StatusCode::OK, "{}", reply.text());
+    assert_eq!(served.log().matches("was reloaded").count(), 1, "{}", served.log());
+}
+
 /// Replaces a file in one step, as editors and ConfigMaps do.
 fn put(path: &std::path::Path, text: &str) {
     let new = path.with_extension("new");
