@@ -16,6 +16,7 @@ pub mod query;
 mod record;
 mod rows;
 mod spans;
+mod spill;
 mod writer;
 
 use std::borrow::Cow;
@@ -35,6 +36,7 @@ use uuid::Uuid;
 
 use self::importer::{Counters, Recovered};
 use self::journal::Journal;
+pub use self::spill::Abandoned;
 use self::writer::Shared;
 use crate::clock::Clock;
 use crate::config::{Fsync, LedgerSettings};
@@ -45,6 +47,10 @@ const DURABLE_WAIT: Duration = Duration::from_secs(5);
 
 /// How long [`Ledger::flush`] and the drop of the last handle wait for the threads.
 const CLOSE_WAIT: Duration = Duration::from_secs(10);
+
+/// How long [`Ledger::flush`] lets rows in memory wait for the journal's disk to take them, and how often it looks.
+const BACKLOG_WAIT: Duration = Duration::from_secs(3);
+const BACKLOG_LOOK: Duration = Duration::from_millis(50);
 
 /// Why a ledger cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -220,15 +226,25 @@ impl Ledger {
     }
 
     /// Waits until everything appended before is in the tables and synced. False when it is not after ten
-    /// seconds; it is in the journal then.
+    /// seconds; it is in the journal then, but for rows that its disk would not take: [`Ledger::abandon`] tells.
     pub async fn flush(&self) -> bool {
         match &self.0 {
             None => true,
             Some(handle) => {
+                let is_written = handle.wait_written(BACKLOG_WAIT).await;
                 let appended = handle.shared.journal.appended();
-                handle.wait_imported(CLOSE_WAIT).await && handle.wait_synced(appended, CLOSE_WAIT).await
+                handle.wait_imported(CLOSE_WAIT).await
+                    && handle.wait_synced(appended, CLOSE_WAIT).await
+                    && is_written
             }
         }
+    }
+
+    /// At the end of the process: puts the rows that are only in memory into a file in `folder`, and counts them as
+    /// unrecorded. None when there are none.
+    pub fn abandon(&self, folder: &Path) -> Option<Abandoned> {
+        let Shared { journal, clock, .. } = &*self.0.as_ref()?.shared;
+        spill::spill(journal, folder, clock.now())
     }
 
     /// Flushes and gives up this handle; the threads end with the last one.
@@ -270,6 +286,17 @@ fn spawn(
 }
 
 impl Handle {
+    /// Waits until no row is only in memory.
+    async fn wait_written(&self, wait: Duration) -> bool {
+        let written = async {
+            while self.shared.journal.backlog() > 0 {
+                self.sync_thread.unpark();
+                tokio::time::sleep(BACKLOG_LOOK).await;
+            }
+        };
+        timeout(wait, written).await.is_ok()
+    }
+
     async fn wait_synced(&self, number: u64, wait: Duration) -> bool {
         let mut synced = self.shared.synced.subscribe();
         if *synced.borrow() >= number {

@@ -27,6 +27,9 @@ pub(super) const BACKLOG_ROWS: usize = 65_536;
 /// Segments that may wait for import (8 MiB each, so 4 GiB): beyond it the journal takes no more.
 pub(super) const MAX_SEGMENTS: usize = 512;
 
+/// Segments that may begin after a place for a spare one was named.
+const SPARE_NUMBERS: u64 = 100;
+
 /// One segment, shared by those who append, sync and import.
 #[derive(Debug)]
 pub(super) struct SegmentFile {
@@ -40,7 +43,7 @@ pub(super) struct SegmentFile {
 
 impl SegmentFile {
     fn create(directory: &Path, number: u64, header: &str) -> io::Result<Self> {
-        let path = directory.join(format!("{number:08}.log"));
+        let path = segment_path(directory, number);
         let file = OpenOptions::new().read(true).append(true).create_new(true).open(&path)?;
         let segment = Self { number, path, file, written: AtomicU64::new(0), synced: AtomicU64::new(0) };
         // Left behind half made, it would stand in the way of the next try.
@@ -117,6 +120,10 @@ impl SegmentFile {
         // A header that was cut by a power failure has no rows after it.
         header.as_bytes().starts_with(&first[..count])
     }
+}
+
+fn segment_path(directory: &Path, number: u64) -> PathBuf {
+    directory.join(format!("{number:08}.log"))
 }
 
 /// Held by appenders for the length of a write; see the module's documentation.
@@ -281,6 +288,23 @@ impl Journal {
             info!("the journal can be written again, and nothing waits in memory");
         }
         self.available.store(trouble.is_over(), Ordering::SeqCst);
+    }
+
+    /// Takes what waits in memory, which is never written then, and counts it as unrecorded.
+    pub(super) fn abandon(&self) -> Vec<Box<[u8]>> {
+        let lines = Vec::from(std::mem::take(&mut self.trouble().backlog));
+        self.unrecorded.fetch_add(lines.len() as u64, Ordering::Relaxed);
+        lines
+    }
+
+    /// The first line of every segment.
+    pub(super) fn header(&self) -> &str {
+        &self.header
+    }
+
+    /// A place for one more segment, which comes after all that this process makes.
+    pub(super) fn spare_segment(&self) -> PathBuf {
+        segment_path(&self.directory, self.current().number + SPARE_NUMBERS)
     }
 
     /// Makes everything appended so far survive a power cut, and returns how much that was. While that fails

@@ -208,3 +208,54 @@ async fn a_full_disk_makes_the_ledger_unavailable_and_room_makes_it_available_ag
     drop(ledger);
     assert_eq!(ids(&path), (0..count).collect::<Vec<_>>());
 }
+
+#[tokio::test]
+async fn rows_that_a_full_disk_does_not_take_until_the_end_are_put_elsewhere_and_can_be_put_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let Some(disk) = SmallDisk::mount_at(directory.path()) else { return };
+    let path = directory.path().join("breakeven.db");
+    let ledger = open(&path);
+    disk.fill();
+    let mut count = 0;
+    while ledger.is_available() {
+        let _batch = ledger.append(&api_call(count, count % 1000));
+        count += 1;
+    }
+    for _ in 0..5 {
+        let _batch = ledger.append(&api_call(count, count % 1000));
+        count += 1;
+    }
+    assert!(!ledger.flush().await, "not all of it is in the journal");
+    let missing = elsewhere.path().join("missing");
+    let abandoned = ledger.abandon(elsewhere.path()).unwrap();
+    assert!(abandoned.rows > 0 && ledger.stats().unrecorded == abandoned.rows, "{abandoned:?}");
+    assert!(abandoned.to_string().contains("rows are not in the ledger"), "{abandoned}");
+    assert!(ledger.abandon(&missing).is_none(), "nothing waits any more");
+    let _batch = ledger.append(&api_call(count, 1));
+    let lost = ledger.abandon(&missing).unwrap();
+    assert!(lost.to_string().starts_with("1 row is lost"), "{lost}");
+    drop(ledger);
+
+    disk.make_room();
+    fs::copy(abandoned.file.unwrap(), abandoned.segment).unwrap();
+    assert!(open(&path).close().await);
+    assert_eq!(ids(&path), (0..count).collect::<Vec<_>>(), "each row once");
+}
+
+#[tokio::test]
+async fn a_flush_waits_for_rows_in_memory_until_the_disk_takes_them() {
+    let directory = tempfile::tempdir().unwrap();
+    let Some(disk) = SmallDisk::mount_at(directory.path()) else { return };
+    let path = directory.path().join("breakeven.db");
+    let ledger = open(&path);
+    disk.fill();
+    let mut count = 0;
+    while ledger.is_available() {
+        let _batch = ledger.append(&api_call(count, count % 1000));
+        count += 1;
+    }
+    let (is_flushed, ()) = tokio::join!(ledger.flush(), async { disk.make_room() });
+    assert!(is_flushed && ledger.abandon(directory.path()).is_none());
+    assert_eq!(ids(&path), (0..count).collect::<Vec<_>>());
+}
