@@ -1,6 +1,7 @@
 //! `breakeven serve`: configuration, gateway, servers, drain.
 
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use super::WRONG;
@@ -33,6 +35,8 @@ use crate::upstream::Backend;
 const CONFIG_INTERVAL: Duration = Duration::from_secs(2);
 /// At the end, counts of calls without usage are waited for so long.
 const COUNTING_PATIENCE: Duration = Duration::from_secs(10);
+/// After a second signal, all that is left to do has so long.
+const LAST_MOMENT: Duration = Duration::from_secs(1);
 /// Reloads that may wait for their turn.
 const MAX_RELOADS_WAITING: usize = 8;
 
@@ -212,8 +216,10 @@ impl Proxy {
         Ok(())
     }
 
-    /// Stops accepting, lets calls finish, books rent and flushes the ledger. `abort` ends the waiting.
+    /// Stops accepting, lets calls finish, books rent and flushes the ledger. `abort` ends the waiting, whatever it is
+    /// for: what is left then is in the journal.
     pub async fn shut_down(mut self, abort: impl Future<Output = ()>) {
+        let mut patience = Patience::until(abort);
         info!("draining: no new connections, {} calls in flight", self.gateway.in_flight());
         self.gateway.begin_drain();
         // Who asks for a reload now is told so, instead of waiting for the drain.
@@ -222,31 +228,37 @@ impl Proxy {
             drop(reply);
         }
         self.stop.send_replace(true);
-        let patience = self.gateway.state().config.limits.drain_timeout;
-        self.workers.drain(&self.gateway, patience, abort).await;
-        if !self.gateway.counter.finish(COUNTING_PATIENCE).await {
+        let drain_timeout = self.gateway.state().config.limits.drain_timeout;
+        self.workers.drain(&self.gateway, drain_timeout, patience.asked_to_hurry()).await;
+        let counted = patience.lasts(self.gateway.counter.finish(COUNTING_PATIENCE)).await;
+        if counted != Some(true) {
             warn!("calls without usage are still being counted; they are not in the ledger");
         }
         self.planner_stop.send_replace(true);
-        if let Err(error) = (&mut self.planner).await {
+        if let Some(Err(error)) = patience.lasts(&mut self.planner).await {
             error!(%error, "the planner had ended: {error}");
         }
-        self.fleets.stop().await;
+        if patience.lasts(self.fleets.stop()).await.is_none() {
+            warn!("replicas have not confirmed their stop; look after them");
+        }
         self.admin.stop();
-        while self.tasks.join_next().await.is_some() {}
+        patience.lasts(async { while self.tasks.join_next().await.is_some() {} }).await;
         Planner::book_rest(&self.gateway);
         // Last, so that the planner's lease is held until its work is done.
         self.sharing_stop.send_replace(true);
-        if let Err(error) = (&mut self.sharing).await {
+        if let Some(Err(error)) = patience.lasts(&mut self.sharing).await {
             error!(%error, "the exchange with other proxies had ended: {error}");
         }
-        if !self.gateway.ledger.flush().await {
+        let flushed = patience.lasts(self.gateway.ledger.flush()).await;
+        if let Some(abandoned) = self.gateway.ledger.abandon(&std::env::temp_dir()) {
+            error!(rows = abandoned.rows, "{abandoned}");
+        } else if flushed != Some(true) {
             warn!("the ledger has not imported everything; the next start will, from its journal");
         }
         if let Some(shipper) = self.shipper.take() {
-            shipper.finish().await;
+            patience.lasts(shipper.finish()).await;
         }
-        self.gateway.spans.shut_down().await;
+        patience.lasts(self.gateway.spans.shut_down()).await;
         info!("stopped");
     }
 
@@ -264,6 +276,14 @@ impl Proxy {
     fn apply(&mut self, loaded: Result<Config, Problems>) -> Result<(), String> {
         let gateway = &self.gateway;
         let applied = loaded.map_err(|problems| problems.to_string()).and_then(|config| {
+            let (token, bound) = (&config.server.admin_token, self.admin_address);
+            // What the file says of the address holds after a restart only.
+            if token.is_none() && !bound.ip().is_loopback() {
+                return Err(format!(
+                    "server.admin_token: missing, and the admin side listens on {bound} until a restart: put the \
+                     token back, or restart"
+                ));
+            }
             for key in gateway.state().config.restart_needed(&config) {
                 warn!(key, "`{key}` has changed and needs a restart");
             }
@@ -276,19 +296,12 @@ impl Proxy {
             gateway.reconfigure(Arc::new(config)).map_err(|error| error.to_string())?;
             if let Some((tls, loaded)) = renewed {
                 tls.renew(loaded);
-            let (token, bound) = (&config.server.admin_token, self.admin_address);
-            // What the file says of the address holds after a restart only.
-            if token.is_none() && !bound.ip().is_loopback() {
-                return Err(format!(
-                    "server.admin_token: missing, and the admin side listens on {bound} until a restart: put the \
-                     token back, or restart"
-                ));
-            }
             }
             Ok(())
         });
         match &applied {
             Ok(()) => {
+                telemetry::follow(&gateway.state().config.log);
                 self.fleets.follow(gateway);
                 gateway.metrics.config_loaded(gateway.now());
                 gateway.note("reload", "configuration", "a new configuration is in force".to_owned());
@@ -301,7 +314,40 @@ impl Proxy {
         }
         applied
     }
-                telemetry::follow(&gateway.state().config.log);
+}
+
+/// How long the end of the process waits: as long as each of its steps allows, or a moment more once `abort` says so.
+struct Patience<F> {
+    abort: Pin<Box<F>>,
+    /// Set when `abort` has come.
+    ends_at: Option<Instant>,
+}
+
+impl<F: Future<Output = ()>> Patience<F> {
+    fn until(abort: F) -> Self {
+        Self { abort: Box::pin(abort), ends_at: None }
+    }
+
+    /// Returns when `abort` has come.
+    async fn asked_to_hurry(&mut self) {
+        if self.ends_at.is_none() {
+            self.abort.as_mut().await;
+            self.ends_at = Some(Instant::now() + LAST_MOMENT);
+        }
+    }
+
+    /// Does the work, unless patience ends before it does.
+    async fn lasts<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
+        let ends = async {
+            self.asked_to_hurry().await;
+            tokio::time::sleep_until(self.ends_at.unwrap_or_else(Instant::now)).await;
+        };
+        tokio::select! {
+            biased;
+            done = work => Some(done),
+            () = ends => None,
+        }
+    }
 }
 
 /// Begins to copy the ledger to Postgres, if the configuration says where.

@@ -253,3 +253,34 @@ async fn on_a_full_disk_it_refuses_with_the_reason_until_there_is_room() {
     let Some(disk) = SmallDisk::mount_at(&ledger) else { return };
     goes_and_comes_back(Disk::Full(disk), folder, "refuse").await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stop_on_a_full_disk_says_how_many_rows_are_not_in_the_ledger_and_where_they_are() {
+    let folder = tempfile::tempdir().unwrap();
+    let ledger = folder.path().join(LEDGER).parent().unwrap().to_owned();
+    std::fs::create_dir(&ledger).unwrap();
+    let Some(disk) = SmallDisk::mount_at(&ledger) else { return };
+    let api = FakeBackend::start(Personality::OpenAi, Settings::default()).await.unwrap();
+    let own = FakeBackend::start(Personality::Vllm, Settings::default()).await.unwrap();
+    let config = format!("when_unavailable = \"continue\"\n{}", unreliable(&api, &own));
+    let elsewhere = folder.path().to_string_lossy().into_owned();
+    let mut served = Served::start_in(folder, "", &config, &[("TMPDIR", &elsewhere)]).await;
+    let http = Http::new(&served.url());
+    disk.fill();
+    let body = with(chat(MODEL), json!({"stream": false}));
+    let mut calls = 0;
+    while Http::new(&served.admin_url()).get("/readyz").await.text() == "ok" {
+        read(http.open("/chat/completions", &body).await).await;
+        calls += 1;
+        assert!(calls < 20_000, "the disk never fills");
+    }
+    served.signal("-TERM");
+    assert!(tokio::time::timeout(LONG, served.child.wait()).await.unwrap().unwrap().success());
+    let log = served.log();
+    assert!(log.contains("not in the ledger, whose disk takes none"), "{log}");
+    assert!(!log.contains("the next start will"), "{log}");
+    let files = std::fs::read_dir(served.folder.path()).unwrap().map(|file| file.unwrap().file_name());
+    let names: Vec<_> = files.filter_map(|name| name.into_string().ok()).collect();
+    let spilled = names.iter().find(|name| name.starts_with("breakeven-rows-")).expect("they are in a file");
+    assert!(log.contains(spilled), "{log}");
+}

@@ -161,6 +161,40 @@ async fn a_tunnel_ends_when_its_time_is_over_or_when_nothing_passes() {
     }
 }
 
+/// The stop command of its only replica ends when somebody takes away a file.
+#[tokio::test]
+async fn a_second_signal_ends_the_wait_for_replicas_as_well() {
+    let api = slow_api().await;
+    let own = FakeBackend::start(Personality::Vllm, Settings::default()).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let mark = folder.path().join("stopping");
+    let stop = format!("touch {mark}; while test -e {mark}; do sleep 0.05; done", mark = mark.display());
+    let config = format!(
+        "[policy]\nslot = \"1s\"\n\
+         [backends.gpu]\nkind = \"self_hosted\"\nbase_url = \"{}\"\nhourly_usd = 2.99\n\
+         billing = \"while_running\"\nminimum = \"0s\"\n\
+         capacity = {{ input_tokens_per_second = 100, output_tokens_per_second = 100, max_in_flight = 8 }}\n\
+         control = {{ kind = \"command\", start = [\"true\"], stop = [\"sh\", \"-c\", {stop:?}] }}\n{}",
+        own.url(),
+        config_of(&api)
+            .replace("[{", "[{ backend = \"gpu\", model = \"llama\" }, {")
+            .replace("\"api\"\noffers", "\"cheapest\"\noffers"),
+    );
+    let mut served = Served::start_in(folder, "", &config, &[]).await;
+    let admin = Http::new(&served.admin_url());
+    let reply = admin.post("/api/pin", &json!({"pool": "gpu", "backend": "openai"})).await;
+    assert_eq!(reply.status, StatusCode::OK, "{}", reply.text());
+    let stopping = crate::support::soon(LONG, async || mark.exists().then_some(())).await;
+    assert!(stopping.is_some(), "{}", served.log());
+    served.signal("-TERM");
+    served.says("draining").await;
+    served.signal("-TERM");
+    let ended = tokio::time::timeout(Duration::from_secs(10), served.child.wait()).await;
+    std::fs::remove_file(&mark).unwrap();
+    assert!(ended.expect("it does not wait for the replica").unwrap().success(), "{}", served.log());
+    assert!(served.log().contains("replicas have not confirmed their stop"), "{}", served.log());
+}
+
 #[tokio::test]
 async fn a_reload_changes_what_the_log_leaves_out() {
     let api = FakeBackend::start(Personality::OpenAi, Settings::default()).await.unwrap();
