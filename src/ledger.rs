@@ -144,6 +144,7 @@ impl Ledger {
             synced: watch::Sender::new(0),
             last_commit: AtomicU64::new(0),
             segments: AtomicU64::new(1),
+            is_suspected: AtomicBool::new(false),
         });
         let io = |source| LedgerError::Io { path: settings.path.clone(), source };
         let (sync_thread, sync_done) = spawn("ledger-sync", &shared, writer::run_sync).map_err(io)?;
@@ -238,6 +239,17 @@ impl Ledger {
                     && is_written
             }
         }
+    }
+
+    /// Tells of an error that somebody had who read the tables. True when it is damage: the file is looked through
+    /// then and replaced if it is so, which [`Ledger::flush`] waits for.
+    pub fn report(&self, error: &LedgerError) -> bool {
+        let is_damage = matches!(error, LedgerError::Sqlite { source, .. } if database::is_damage(source));
+        if let Some(handle) = self.0.as_ref().filter(|_| is_damage) {
+            handle.shared.is_suspected.store(true, Ordering::SeqCst);
+            handle.import_thread.unpark();
+        }
+        is_damage
     }
 
     /// At the end of the process: puts the rows that are only in memory into a file in `folder`, and counts them as

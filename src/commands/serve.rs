@@ -23,6 +23,7 @@ use crate::config::{self, Config, Problems, QuickStart};
 use crate::economics::{NanoUsd, Work};
 use crate::gateway::{Gateway, RentDuty, books, invoices, keeper, sharing};
 use crate::health::probe;
+use crate::keys::RefreshError;
 use crate::ledger::postgres::Shipper;
 use crate::ledger::{Ledger, RentEntry};
 use crate::metrics::SpendKind;
@@ -134,7 +135,14 @@ impl Proxy {
         let config = Arc::new(config);
         let ledger = Ledger::open(&config.ledger, clock.clone())?;
         let gateway = Gateway::new(config.clone(), clock, ledger)?;
-        gateway.keys.refresh(&config, gateway.now())?;
+        match gateway.keys.refresh(&config, gateway.now()) {
+            Err(RefreshError::Ledger(error)) if gateway.ledger.report(&error) => {
+                // The damaged file is replaced by then, and what was spent is what the journal still has.
+                gateway.ledger.flush().await;
+                gateway.keys.refresh(&config, gateway.now())?;
+            }
+            refreshed => refreshed?,
+        }
         gateway.spans.start(config.telemetry.otlp_endpoint.as_deref(), span_client)?;
         let shipper = ship(&config, &gateway)?;
         let listener = bind(config.server.listen).await?;

@@ -105,7 +105,10 @@ pub async fn run(gateway: Arc<Gateway>, mut shutdown: watch::Receiver<bool>) {
         match result {
             Ok(true) => gateway.metrics.ledger_amounts(books.amounts()),
             Ok(false) => {}
-            Err(error) => warn!(%error, "the sums of the day cannot be read from the ledger"),
+            Err(error) => {
+                gateway.ledger.report(&error);
+                warn!("the sums of the day cannot be read: {:#}", anyhow::Error::new(error));
+            }
         }
     }
 }

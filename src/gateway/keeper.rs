@@ -8,6 +8,7 @@ use tokio::time::MissedTickBehavior;
 use tracing::error;
 
 use super::Gateway;
+use crate::keys::RefreshError;
 
 /// A key that was made or revoked, and a budget that was changed, are in force after so long.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -27,6 +28,9 @@ pub async fn run(gateway: Arc<Gateway>, mut shutdown: watch::Receiver<bool>) {
         match looked.await {
             Ok(Ok(())) => gateway.metrics.budgets(gateway.keys.states(gateway.now())),
             Ok(Err(error)) => {
+                if let RefreshError::Ledger(error) = &error {
+                    gateway.ledger.report(error);
+                }
                 error!("keys and budgets cannot be brought up to date: {:#}", anyhow::Error::new(error));
             }
             Err(_) => return,

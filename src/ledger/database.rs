@@ -117,6 +117,24 @@ impl Database {
         Ok(())
     }
 
+    /// Looks through the whole file for damage, apart from what this connection has in memory.
+    pub(super) fn unsoundness(&self) -> Option<LedgerError> {
+        let looked = open_to_read(&self.path).and_then(|connection| {
+            connection
+                .query_row("PRAGMA quick_check(1)", [], |row| row.get::<_, String>(0))
+                .map_err(|source| self.error(source))
+        });
+        match looked {
+            Ok(verdict) if verdict == "ok" => None,
+            Ok(verdict) => {
+                let corrupt = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
+                let verdict = verdict.replace('\n', " ");
+                Some(self.error(rusqlite::Error::SqliteFailure(corrupt, Some(verdict))))
+            }
+            Err(error) => Some(error),
+        }
+    }
+
     fn error(&self, source: rusqlite::Error) -> LedgerError {
         LedgerError::Sqlite { path: self.path.clone(), source }
     }

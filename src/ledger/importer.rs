@@ -214,6 +214,13 @@ impl Importer {
         }
     }
 
+    /// The same where somebody else has come upon damage, who may have read a file that was set aside since.
+    pub(super) fn replace_if_unsound(&mut self, now: Timestamp) {
+        if let Some(error) = self.database.unsoundness() {
+            self.replace_if_damaged(&error, now);
+        }
+    }
+
     /// One transaction's worth before `end`; false when no whole row is left there.
     fn import_piece(&mut self, end: u64) -> Result<bool, LedgerError> {
         let Some(source) = self.queue.front() else { return Ok(false) };

@@ -42,6 +42,8 @@ pub(super) struct Shared {
     /// Milliseconds since the epoch; zero before the first commit.
     pub(super) last_commit: AtomicU64,
     pub(super) segments: AtomicU64,
+    /// Somebody who reads the tables has come upon damage.
+    pub(super) is_suspected: AtomicBool,
 }
 
 pub(super) fn run_sync(shared: &Shared) {
@@ -63,6 +65,9 @@ pub(super) fn run_import(shared: &Shared, mut importer: Importer) {
     loop {
         let stop = shared.stop.load(Ordering::SeqCst);
         let wanted = shared.wanted_passes.load(Ordering::SeqCst);
+        if shared.is_suspected.swap(false, Ordering::SeqCst) {
+            importer.replace_if_unsound(shared.clock.now());
+        }
         rotate(shared, &mut importer);
         let result = if stop { close(shared, &mut importer) } else { importer.pass() };
         note_commit(shared);

@@ -27,7 +27,9 @@ impl PoolPlanner {
         let rows = match query::volume_since(&path, since) {
             Ok(rows) => rows,
             Err(error) => {
-                warn!(%error, "the volume of the last day cannot be read from the ledger: starting from zero");
+                gateway.ledger.report(&error);
+                let error = anyhow::Error::new(error);
+                warn!("the volume of the last day cannot be read: {error:#}; starting from zero");
                 return false;
             }
         };

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::fs;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -213,6 +214,42 @@ async fn a_damaged_file_is_set_aside_and_a_new_one_begins() {
     assert_eq!(ids(&path), [1]);
     let aside = directory.path().join(format!("breakeven.db.damaged-{}", NOON * 1000));
     assert!(fs::read_to_string(aside).unwrap().starts_with("this was a database once"));
+}
+
+/// Makes nonsense of the page where the names of calls begin, which nobody reads who opens the file.
+pub(crate) fn damage_labels(path: &Path) {
+    let connection = rusqlite::Connection::open(path).unwrap();
+    let number = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, u32>(0)).unwrap();
+    let page = number("SELECT rootpage FROM sqlite_schema WHERE name = 'labels'");
+    let size = number("PRAGMA page_size");
+    drop(connection);
+    let file = fs::OpenOptions::new().write(true).open(path).unwrap();
+    let nonsense = vec![0xff; usize::try_from(size).unwrap()];
+    file.write_all_at(&nonsense, u64::from(page - 1) * u64::from(size)).unwrap();
+}
+
+#[tokio::test]
+async fn damage_that_a_reader_comes_upon_sets_the_file_aside_once() {
+    let (directory, path) = new_path();
+    let ledger = open(&path);
+    let _batch = ledger.append(&api_call(1, 0));
+    assert!(ledger.close().await);
+    damage_labels(&path);
+    let ledger = open(&path);
+    let error = query::volume_since(&path, Timestamp::ZERO).unwrap_err();
+    assert!(ledger.report(&error), "{error:?}");
+    assert!(ledger.flush().await);
+    assert_eq!(query::volume_since(&path, Timestamp::ZERO).unwrap(), []);
+    let _batch = ledger.append(&api_call(2, 0));
+    assert!(ledger.flush().await);
+    // Somebody else had read the old file as well, and says so late.
+    assert!(ledger.report(&error));
+    assert!(ledger.flush().await);
+    assert_eq!(ids(&path), [2]);
+    let aside = |name: &str| name.contains(".damaged-") && !name.ends_with("-wal") && !name.ends_with("-shm");
+    let files = fs::read_dir(directory.path()).unwrap().map(|file| file.unwrap().file_name());
+    assert_eq!(files.filter(|name| aside(&name.to_string_lossy())).count(), 1);
+    assert!(!ledger.report(&LedgerError::Missing { path }));
 }
 
 #[tokio::test]

@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 use super::chaos::{MODEL, SHARE, faults, unreliable};
 use super::{LEDGER, Served, metric, scale};
 use crate::durability::SmallDisk;
+use crate::ledger;
 use crate::support::{Events, Http, chat, data, read, with};
 
 const CLIENTS: usize = 12;
@@ -283,4 +284,22 @@ async fn a_stop_on_a_full_disk_says_how_many_rows_are_not_in_the_ledger_and_wher
     let names: Vec<_> = files.filter_map(|name| name.into_string().ok()).collect();
     let spilled = names.iter().find(|name| name.starts_with("breakeven-rows-")).expect("they are in a file");
     assert!(log.contains(spilled), "{log}");
+}
+
+#[tokio::test]
+async fn a_ledger_that_is_damaged_where_only_readers_look_is_set_aside_with_the_cause_and_budgets_begin_anew()
+{
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(LEDGER);
+    std::fs::create_dir(path.parent().unwrap()).unwrap();
+    let ledger = ledger::open(&path);
+    let _batch = ledger.append(&ledger::api_call(1, 0));
+    assert!(ledger.close().await);
+    ledger::damage_labels(&path);
+    let api = FakeBackend::start(Personality::OpenAi, Settings::default()).await.unwrap();
+    let own = FakeBackend::start(Personality::Vllm, Settings::default()).await.unwrap();
+    let config = format!("{}\n[budgets.all]\nusd = 1\nperiod = \"month\"\n", unreliable(&api, &own));
+    let served = Served::start_in(folder, "", &config, &[]).await;
+    assert!(served.log().contains("is damaged (*** in database main *** Tree"), "{}", served.log());
+    assert_eq!(query::recent(&served.ledger(), 1).unwrap(), []);
 }
