@@ -173,6 +173,11 @@ impl Fleet {
         })
     }
 
+    /// Lets orders bear the token of the planner's lease, which is there while it was ever held. Said once.
+    pub fn order_under(&self, token: Arc<AtomicU64>) {
+        drop(self.hands.token.set(token));
+    }
+
     /// A place for one call on the ready replica with the fewest calls in flight; none when all are full or
     /// none is ready ([`Self::availability`] tells which). Never waits, takes no lock.
     pub fn acquire(&self) -> Option<Lease> {

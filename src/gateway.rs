@@ -142,6 +142,7 @@ impl Gateway {
             .clone()
             .map(|settings| Sharing::new(settings, shared::Identity::beside(&config.ledger.path)));
         let state = State::build(config, &clock, &metrics, &ledger, None)?;
+        state.order_under(sharing.as_ref());
         Ok(Arc::new(Self {
             clock,
             ledger,
@@ -174,6 +175,7 @@ impl Gateway {
         self.metrics.reconfigure(&config);
         let before = self.state.load_full();
         let state = State::build(config, &self.clock, &self.metrics, &self.ledger, Some(&before))?;
+        state.order_under(self.sharing.as_ref());
         self.state.store(Arc::new(state));
         Ok(())
     }
@@ -241,6 +243,14 @@ impl Drop for Presence {
 }
 
 impl State {
+    /// Lets orders bear the token of the planner's lease.
+    fn order_under(&self, sharing: Option<&Sharing>) {
+        let Some(sharing) = sharing else { return };
+        for backend in &self.backends {
+            backend.fleet.order_under(sharing.last_token());
+        }
+    }
+
     fn build(
         config: Arc<Config>,
         clock: &Clock,

@@ -23,6 +23,8 @@ pub(super) struct Subject {
     pub(super) backend: String,
     pub(super) replica: u32,
     pub(super) base_url: String,
+    /// Of the planner's lease, where several proxies share one.
+    pub(super) token: Option<u64>,
 }
 
 /// Runs a start command to its end; `None` when it was stopped by [`stop`].
@@ -85,6 +87,7 @@ fn spawn(argv: &[String], subject: &Subject) -> Result<Child, String> {
         .env("BREAKEVEN_BACKEND", &subject.backend)
         .env("BREAKEVEN_REPLICA", subject.replica.to_string())
         .env("BREAKEVEN_BASE_URL", &subject.base_url)
+        .envs(subject.token.map(|token| ("BREAKEVEN_LEASE_TOKEN", token.to_string())))
         .stdin(Stdio::null())
         .stdout(Stdio::from(std::io::stderr()))
         .stderr(Stdio::inherit())

@@ -1,6 +1,7 @@
 //! What a fleet does in the world, as futures that end in a report.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use http::Uri;
@@ -30,6 +31,8 @@ pub(super) struct Hands {
     clock: Clock,
     lookup: Lookup,
     scaler: Option<Scaler>,
+    /// Where the token of the planner's lease is, if there is one. 0: never held.
+    pub(super) token: OnceLock<Arc<AtomicU64>>,
 }
 
 /// Whether any of the addresses that are asked wants TLS.
@@ -77,6 +80,7 @@ impl Hands {
                 _ => None,
             },
             control,
+            token: OnceLock::new(),
         }
     }
 
@@ -87,7 +91,9 @@ impl Hands {
 
     fn subject(&self, replica: u32) -> Subject {
         let base_url = self.replicas[replica as usize].url().into_owned();
-        Subject { backend: self.backend.clone(), replica, base_url }
+        // An order that is late bears the token that it was given under.
+        let token = self.token.get().map(|token| token.load(Ordering::SeqCst)).filter(|token| *token > 0);
+        Subject { backend: self.backend.clone(), replica, base_url, token }
     }
 
     async fn probe(&self, replica: u32) -> Probe {
@@ -121,10 +127,10 @@ impl Hands {
     ) -> Option<Result<(), String>> {
         let Control::Webhook { url, secret } = &self.control else { return Some(Ok(())) };
         let About { replica, order, target } = about;
-        let Subject { backend, base_url, .. } = self.subject(replica);
+        let Subject { backend, base_url, token, .. } = self.subject(replica);
         // Unique over restarts of ours, too: order numbers begin anew then.
         let key = format!("{backend}-{replica}-{order}-{}", self.clock.now().as_millis());
-        let body = webhook::Order { backend, action: verb, replica, base_url, target };
+        let body = webhook::Order { backend, action: verb, replica, base_url, target, token };
         webhook::send(&self.client, url, secret.as_ref(), &body, &key, &self.clock, reins).await
     }
 }

@@ -36,6 +36,9 @@ pub struct Order {
     pub base_url: String,
     /// How many replicas are wanted in all.
     pub target: u32,
+    /// Of the planner's lease, where several proxies share one. The next holder's is higher.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -143,6 +146,7 @@ mod tests {
             replica: 1,
             base_url: "http://127.0.0.1:8001/v1".to_owned(),
             target: 2,
+            token: None,
         };
         let body = serde_json::to_vec(&order).unwrap();
         assert_eq!(
@@ -153,6 +157,19 @@ mod tests {
             signature(&Secret::new("whsec_test".to_owned()), Timestamp::from_secs(1_764_000_000), &body),
             "t=1764000000,v1=ee1633bf9f17f2cc1ae7d456ee8ec5c07ff854f235c6e82fe5a50855454ad84d"
         );
+    }
+
+    #[test]
+    fn the_token_of_a_lease_is_in_the_body_that_is_signed() {
+        let order = Order {
+            backend: "gpu".to_owned(),
+            action: Verb::Stop,
+            replica: 0,
+            base_url: "http://127.0.0.1:8001/v1".to_owned(),
+            target: 0,
+            token: Some(17),
+        };
+        assert!(serde_json::to_string(&order).unwrap().ends_with(r#""target":0,"token":17}"#));
     }
 
     #[test]

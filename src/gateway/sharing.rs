@@ -59,6 +59,8 @@ pub struct Sharing {
     proxies: AtomicU32,
     /// Of the lease that we hold; 0: we hold none.
     token: AtomicU64,
+    /// Of the lease that we held last: orders bear it.
+    last_token: Arc<AtomicU64>,
     /// Until when we may act as its holder, in milliseconds since the Unix epoch.
     valid_until: AtomicU64,
     /// Whether we held it last, as far as we know.
@@ -103,6 +105,7 @@ impl Sharing {
             is_fresh: AtomicBool::new(false),
             proxies: AtomicU32::new(1),
             token: AtomicU64::new(0),
+            last_token: Arc::default(),
             valid_until: AtomicU64::new(0),
             was_holder: AtomicBool::new(false),
             has_told_skew: AtomicBool::new(false),
@@ -139,6 +142,11 @@ impl Sharing {
         }
     }
 
+    /// Where the token of the lease is that we held last; 0: we never did.
+    pub fn last_token(&self) -> Arc<AtomicU64> {
+        self.last_token.clone()
+    }
+
     pub fn identity(&self) -> &Identity {
         &self.identity
     }
@@ -172,6 +180,8 @@ impl Sharing {
             self.newcomer_in.store(NEWCOMER_ROUNDS, Ordering::Relaxed);
         }
         if let Some(token) = beat.token {
+            // Before anybody can order anything under it.
+            self.last_token.store(token, Ordering::SeqCst);
             self.valid_until.store(valid_until.as_millis(), Ordering::SeqCst);
             self.was_holder.store(true, Ordering::Relaxed);
             if self.token.swap(token, Ordering::SeqCst) != token {

@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use std::fs;
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -303,6 +304,7 @@ async fn a_webhook_gets_signed_orders_and_a_repetition_has_the_same_idempotency_
     let stage = Stage::new(&backend);
     stage.fleet.set_target(1);
     stage.until_count(ReplicaState::Ready, 1).await;
+    stage.fleet.order_under(Arc::new(AtomicU64::new(17)));
     stage.fleet.set_target(0);
     stage.until_count(ReplicaState::Stopped, 1).await;
     let orders = orders.lock().unwrap();
@@ -313,7 +315,8 @@ async fn a_webhook_gets_signed_orders_and_a_repetition_has_the_same_idempotency_
             r#"{{"backend":"gpu","action":"{action}","replica":0,"base_url":"http://{server}/v1","target":{target}}}"#
         )
     };
-    assert_eq!(bodies, [body("start", 1), body("start", 1), body("stop", 0)]);
+    let under_a_lease = body("stop", 0).replace('}', ",\"token\":17}");
+    assert_eq!(bodies, [body("start", 1), body("start", 1), under_a_lease]);
     let keys: Vec<_> = orders.iter().map(|(_, headers, _)| headers["idempotency-key"].clone()).collect();
     assert_eq!(keys[0], keys[1]);
     assert_ne!(keys[1], keys[2]);

@@ -71,7 +71,9 @@ async fn one_proxy_orders_a_replica_and_when_it_is_killed_another_does_within_te
     needs!(Redis);
     let redis = Redis::start().await;
     let orders = redis.folder.path().join("orders");
-    let start = format!("echo $PPID >> {}", orders.display());
+    let tokens = redis.folder.path().join("tokens");
+    let start =
+        format!("echo $PPID >> {}; echo $BREAKEVEN_LEASE_TOKEN >> {}", orders.display(), tokens.display());
     let text = text(&redis, "http://127.0.0.1:1/v1", &start, "true", "6s");
     let mut peers = vec![Peer::start(&text).await, Peer::start(&text).await];
     for peer in &peers {
@@ -97,6 +99,13 @@ async fn one_proxy_orders_a_replica_and_when_it_is_killed_another_does_within_te
     })
     .await;
     check_one_holder_at_a_time(peers.iter().flat_map(held).collect());
+    let tokens = until("each has its token", PATIENCE, async || {
+        let tokens = std::fs::read_to_string(&tokens).unwrap_or_default();
+        let tokens: Vec<u64> = tokens.lines().map(|token| token.parse().unwrap()).collect();
+        Some(tokens).filter(|tokens| tokens.len() == 3)
+    })
+    .await;
+    assert!(tokens.is_sorted_by(|one, next| one < next), "a late order can be told by its token: {tokens:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
