@@ -375,7 +375,7 @@ impl Checker<'_> {
                 let remedy = "build it with `cargo build --release --features otel`, or remove the key";
                 self.findings.problem(place, "needs a build with the feature `otel`", remedy);
             }
-            if let Some(fault) = url_fault(value, false) {
+            if let Some(fault) = url_fault(value, "are not sent to a collector", false) {
                 self.findings.problem(
                     place,
                     fault,

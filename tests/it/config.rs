@@ -281,6 +281,8 @@ fn a_base_url_is_http_without_user_query_or_fragment() {
     ] {
         says(&small_with("http://127.0.0.1:8000/v1", url), &[fault]);
     }
+    let control = "control = { kind = \"webhook\", url = \"https://u:p@h/gpu\" }\nhourly_usd";
+    says(&small_with("hourly_usd", control), &["are not sent: `secret` signs orders instead"]);
     assert!(good(&small_with("8000/v1", "8000")).warnings[0].to_string().contains("did you mean"));
 }
 
@@ -356,6 +358,24 @@ fn an_open_relay_is_warned_of() {
         open.replacen("kind = \"api\"", "kind = \"api\"\napi_key = { env = \"OPENAI_API_KEY\" }", 1);
     assert!(warned(&with_key));
     assert!(!warned(&with_key.replace("0.0.0.0", "127.0.0.1")));
+}
+
+#[test]
+fn a_webhook_without_a_secret_is_warned_of_and_more_so_where_it_is_sent_in_the_clear() {
+    let to = |url: &str, more: &str| {
+        let control = format!("control = {{ kind = \"webhook\", url = \"{url}\"{more} }}\nhourly_usd");
+        let config = good(&small_with("hourly_usd", &control));
+        config.warnings.iter().map(ToString::to_string).collect::<String>()
+    };
+    let warned = to("https://ops.example/gpu", "");
+    assert!(
+        warned.contains("unsigned") && warned.contains("`secret") && !warned.contains("clear"),
+        "{warned}"
+    );
+    let warned = to("http://ops.example/gpu", "");
+    assert!(warned.contains("unsigned and in the clear") && warned.contains("https"), "{warned}");
+    assert_eq!(to("https://ops.example/gpu", ", secret = { env = \"OPENAI_API_KEY\" }"), "");
+    assert_eq!(to("http://127.0.0.1:9000/gpu", ""), "", "nobody else is there");
 }
 
 #[test]

@@ -125,7 +125,7 @@ impl Checker<'_> {
     fn base_url(&mut self, written: &At<String>) -> Option<String> {
         let url = written.value.trim_end_matches('/');
         let first = expand(url, 0);
-        match url_fault(&first, false) {
+        match url_fault(&first, CREDENTIALS, false) {
             None => {
                 if first.parse::<http::Uri>().is_ok_and(|uri| uri.path() == "/") {
                     let remedy = format!("clients' paths begin with `/v1`; did you mean `{url}/v1`?");
@@ -439,7 +439,7 @@ impl Checker<'_> {
             return None;
         }
         if !is_path(&written.value)
-            && let Some(fault) = url_fault(&expand(&written.value, 0), true)
+            && let Some(fault) = url_fault(&expand(&written.value, 0), CREDENTIALS, true)
         {
             self.findings.problem(&written.place, fault, "write a path as `/metrics`, a URL, or `\"\"`");
         }
@@ -470,8 +470,12 @@ fn is_path(text: &str) -> bool {
     text.starts_with('/') && text.parse::<http::uri::PathAndQuery>().is_ok()
 }
 
+/// Of the credentials of a backend.
+const CREDENTIALS: &str = "belong in `api_key` or `headers`";
+
 /// What is wrong with a URL, without the URL: its user part would be a secret.
-pub(super) fn url_fault(url: &str, query_allowed: bool) -> Option<String> {
+/// `why`: what to say of a user and a password in it.
+pub(super) fn url_fault(url: &str, why: &str, query_allowed: bool) -> Option<String> {
     let parsed = url.parse::<http::Uri>().ok().filter(|_| url.contains("://"));
     let authority = parsed.as_ref().and_then(http::Uri::authority).filter(|it| !it.host().is_empty());
     let (Some(uri), Some(authority)) = (&parsed, authority) else {
@@ -481,7 +485,7 @@ pub(super) fn url_fault(url: &str, query_allowed: bool) -> Option<String> {
         return Some("is neither http nor https".to_owned());
     }
     if authority.as_str().contains('@') {
-        return Some("must not hold a user or a password, which belong in `api_key` or `headers`".to_owned());
+        return Some(format!("must not hold a user or a password, which {why}"));
     }
     if url.contains('#') || (uri.query().is_some() && !query_allowed) {
         return Some("must not have a query or a fragment".to_owned());
@@ -489,12 +493,14 @@ pub(super) fn url_fault(url: &str, query_allowed: bool) -> Option<String> {
     None
 }
 
-fn is_plain_http_to_a_network(url: &str) -> bool {
+pub(super) fn is_plain_http_to_a_network(url: &str) -> bool {
+    url.parse::<http::Uri>().is_ok_and(|uri| uri.scheme_str() == Some("http")) && !is_on_loopback(url)
+}
+
+pub(super) fn is_on_loopback(url: &str) -> bool {
     let Ok(uri) = url.parse::<http::Uri>() else { return false };
     let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
-    let loopback =
-        host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
-    uri.scheme_str() == Some("http") && !loopback
+    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 /// Whether a header's name says that its value is a credential.

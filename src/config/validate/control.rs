@@ -4,7 +4,7 @@ use super::super::pattern::is_pattern;
 use super::super::raw::{ControlChoice, ControlKind, RawBackend, RawControl};
 use super::super::read::At;
 use super::super::{Addresses, Control, Place, Workload};
-use super::backends::url_fault;
+use super::backends::{is_on_loopback, is_plain_http_to_a_network, url_fault};
 use super::{Checker, place_of};
 
 /// What a Deployment is called in URLs and roles.
@@ -83,11 +83,27 @@ impl Checker<'_> {
         let url = table.url.as_ref();
         let fault = match url {
             None => Some("has no `url`".to_owned()),
-            Some(url) => url_fault(&url.value, true),
+            Some(url) => url_fault(&url.value, "are not sent: `secret` signs orders instead", true),
         };
         if let Some(fault) = fault {
             let place = url.map_or(place, |url| &url.place);
             self.findings.problem(place, fault, "write where to post, as `https://ops.example/gpu`");
+        }
+        if let Some(url) = url.filter(|url| table.secret.is_none() && !is_on_loopback(&url.value)) {
+            let (what, remedy) = if is_plain_http_to_a_network(&url.value) {
+                (
+                    "orders go there unsigned and in the clear: whoever is on the way or reaches the receiver can \
+                     start and stop machines that you pay",
+                    "write an `https` URL and `secret = { env = \"BREAKEVEN_WEBHOOK_SECRET\" }`, and verify what is \
+                     signed with it",
+                )
+            } else {
+                (
+                    "orders go there unsigned: the receiver cannot tell them from somebody else's",
+                    "write `secret = { env = \"BREAKEVEN_WEBHOOK_SECRET\" }`, and verify what is signed with it",
+                )
+            };
+            self.findings.warning(&url.place, what, remedy);
         }
         Control::Webhook {
             url: url.map(|url| url.value.clone()).unwrap_or_default(),

@@ -255,8 +255,10 @@ fn write_lost(out: &mut Text, plan: &Plan, root: &Value) {
 fn why_lost(name: &str) -> &'static str {
     match name {
         "routing_strategy" => "cost decides, see `policy` of each route",
-        "redis_host" | "redis_port" | "redis_password" | "redis_url" => "one proxy holds its own state",
-        "database_url" => "every call is in a SQLite ledger, see [ledger]",
+        "redis_host" | "redis_port" | "redis_password" | "redis_url" => {
+            "see [shared], by which proxies meet in Redis"
+        }
+        "database_url" => "every call is in a SQLite ledger, see [ledger] and its `postgres`",
         "drop_params" => "what a server cannot take is known by `server`; see `parameters` of the backend",
         "callbacks" | "success_callback" | "failure_callback" => "metrics and the ledger are always on",
         "cache" | "cache_params" => "answers are not cached",
