@@ -53,6 +53,8 @@ struct Share {
 pub struct Spent {
     /// When its period ends; never for a lifetime.
     pub until: Option<Timestamp>,
+    /// Other proxies may use some of it yet, and what they do not need they give back.
+    pub is_held_elsewhere: bool,
 }
 
 impl Account {
@@ -67,9 +69,12 @@ impl Account {
     pub fn hold(self: &Arc<Self>, most: NanoUsd, now: Timestamp) -> Result<Hold, Spent> {
         let mut book = self.book_at(now);
         let limit = book.share.map_or(self.budget.limit, |share| share.allotted);
-        if book.spent + book.held.total() >= limit {
+        let used = book.spent + book.held.total();
+        if used >= limit {
             book.was_short = true;
-            return Err(Spent { until: book.to });
+            let is_held_elsewhere =
+                book.share.is_some_and(|share| used + share.others_spent < self.budget.limit);
+            return Err(Spent { until: book.to, is_held_elsewhere });
         }
         let amount = most.max(NanoUsd::ZERO);
         let since = book.held.add(amount, now);
@@ -249,7 +254,10 @@ mod tests {
         }
         assert_eq!(account.state(at(2)).spent, nanos(1_002_000));
         assert_eq!(account.held(), NanoUsd::ZERO);
-        assert_eq!(account.hold(nanos(1), at(2)).unwrap_err(), Spent { until: Some(at(86_400)) });
+        assert_eq!(
+            account.hold(nanos(1), at(2)).unwrap_err(),
+            Spent { until: Some(at(86_400)), is_held_elsewhere: false }
+        );
     }
 
     /// An account of 1000 of which 100 were spent here, shared by three.
@@ -272,6 +280,16 @@ mod tests {
         assert!(claim.is_busy);
         drop(holds);
         assert!(account.hold(nanos(1), at(1)).is_ok());
+    }
+
+    #[test]
+    fn a_part_that_is_spent_is_not_the_budget() {
+        let account = shared(300);
+        account.charge(nanos(300), at(1));
+        assert!(account.hold(nanos(1), at(1)).unwrap_err().is_held_elsewhere, "550 are left to the others");
+        let claim = account.claim(true, at(1)).unwrap();
+        account.allot(&claim, Allotment { allotted: nanos(400), others_spent: nanos(600) }, 3);
+        assert!(!account.hold(nanos(1), at(2)).unwrap_err().is_held_elsewhere, "all of it is spent");
     }
 
     #[test]

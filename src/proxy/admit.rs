@@ -162,6 +162,9 @@ pub fn admit_unread(
 
 fn refusal(gateway: &Gateway, why: NotAdmitted) -> ProxyError {
     match why {
+        NotAdmitted::Budget { name, spent } if spent.is_held_elsewhere => {
+            ProxyError::BudgetElsewhere { budget: name }
+        }
         NotAdmitted::Budget { name, spent } => ProxyError::BudgetSpent {
             budget: name,
             retry_after_seconds: spent.until.map(|until| until.since(gateway.now()).as_secs() + 1),

@@ -70,6 +70,8 @@ pub enum ProxyError {
         /// Until its period ends; none: it never does.
         retry_after_seconds: Option<u64>,
     },
+    #[error("this proxy's part of the budget `{budget}` is spent; others hold the rest, try again")]
+    BudgetElsewhere { budget: String },
     #[error("a bug in the proxy ended this call; its log says where")]
     Internal,
 }
@@ -114,7 +116,7 @@ impl ProxyError {
             }
             Self::NotAllowed { .. } => (StatusCode::FORBIDDEN, "invalid_request_error", "not_allowed"),
             Self::RateLimited { what, .. } => (StatusCode::TOO_MANY_REQUESTS, *what, "rate_limit_exceeded"),
-            Self::BudgetSpent { .. } => {
+            Self::BudgetSpent { .. } | Self::BudgetElsewhere { .. } => {
                 (StatusCode::TOO_MANY_REQUESTS, "insufficient_quota", "insufficient_quota")
             }
             Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "server_error", "internal"),
@@ -135,7 +137,7 @@ impl ProxyError {
             Self::InvalidKey(_) => "authentication",
             Self::ModelNotAllowed { .. } => "not_allowed",
             Self::RateLimited { .. } => "rate_limit",
-            Self::BudgetSpent { .. } => "budget",
+            Self::BudgetSpent { .. } | Self::BudgetElsewhere { .. } => "budget",
             Self::BeyondShare { .. } => "share",
             _ => self.shape().code,
         }
@@ -152,6 +154,7 @@ impl ProxyError {
             Self::Overloaded { .. }
             | Self::BuffersFull { .. }
             | Self::BeyondShare { .. }
+            | Self::BudgetElsewhere { .. }
             | Self::Draining => Some(1),
             Self::LedgerUnavailable { .. } => Some(5),
             Self::RateLimited { wait, .. } => Some(whole_seconds(*wait)),

@@ -45,7 +45,10 @@ local left = limit - others_used - used
 local free = limit - reserved - used
 local more = 0
 if free > 0 then
-  if proxies == 1 then more = free elseif busy then more = math.ceil(free / 2) else more = math.floor(free / (2 * proxies)) end
+  -- Who seems to be alone with a store without a memory is perhaps the first of many, which get nothing of what it
+  -- has until then.
+  if proxies == 1 and now < no_growth_until then more = math.ceil(free / 2)
+  elseif proxies == 1 then more = free elseif busy then more = math.ceil(free / 2) else more = math.floor(free / (2 * proxies)) end
 end
 -- While anything is left, one call may come in anywhere.
 if more < 1 and left > 0 then more = 1 end

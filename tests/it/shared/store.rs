@@ -240,6 +240,30 @@ async fn after_a_loss_of_memory_a_budget_gives_nothing_until_everybody_was_heard
 }
 
 #[tokio::test]
+async fn who_comes_first_to_an_empty_store_leaves_something_to_those_that_come_after_it() {
+    const LIMIT: i64 = 1000;
+    needs!(Redis);
+    let redis = Redis::start().await;
+    let settings = settings(&redis);
+    let mut spenders = Vec::new();
+    for name in ["a", "b", "c"] {
+        // Each thinks that it is alone, until the answer to its first exchange.
+        let mut spender = Spender::join(&settings, name).await;
+        spender.claim(LIMIT, true, 1).await;
+        spenders.push(spender);
+    }
+    let allotted: Vec<_> = spenders.iter().filter_map(|spender| spender.allotted).collect();
+    assert_eq!(allotted, [500, 250, 125]);
+    drop(spenders.split_off(1));
+    let first = &mut spenders[0];
+    until("it is alone, and has all of it", PATIENCE, async || {
+        first.claim(LIMIT, true, 1).await;
+        (first.allotted == Some(LIMIT)).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_rate_limit_is_one_for_all_and_comes_back_with_time() {
     const PER_MINUTE: u64 = 6000;
     needs!(Redis);
