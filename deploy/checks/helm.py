@@ -21,6 +21,7 @@ RELEASE, NAMESPACE = "breakeven", "llm"
 REFUSED = {
     "an unknown key": ({"replica": 2}, "replica"),
     "a number of replicas below zero": ({"replicas": -1}, "replicas"),
+    "a pause that never ends": ({"preStopSeconds": 3600}, "preStopSeconds"),
     "a digest that is none": ({"image": {"repository": "breakeven", "digest": "latest"}}, "digest"),
     "a claim that two machines may mount": ({"persistence": {"enabled": True, "accessModes": ["ReadWriteMany"]}}, "accessModes"),
     "a workload without its name": ({"kubernetes": {"targets": [{"resource": "deployments"}]}}, "name"),

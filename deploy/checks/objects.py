@@ -62,6 +62,9 @@ def faults_of_pod(pod):
         missing |= {k for k, v in RESTRICTED_CONTAINER.items() if context.get(k) != v}
         mounts = {mount["name"] for mount in container["volumeMounts"]}
         volumes = {volume["name"] for volume in pod.get("volumes", [])} | {"ledger"}
+        pause = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
+        if not 0 < pause < pod["terminationGracePeriodSeconds"]:
+            yield "new connections are refused while its endpoint is still there"
         if mounts != volumes:
             yield f"volumes {sorted(volumes)} and mounts {sorted(mounts)} differ"
     for name in sorted(missing):
