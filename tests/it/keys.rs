@@ -162,6 +162,14 @@ fn command(ledger: &Path, arguments: &[&str], now: Timestamp) -> (String, ExitCo
     (String::from_utf8(out).unwrap(), code)
 }
 
+/// Makes a key beside a ledger: its id and secret.
+pub(crate) fn make(ledger: &Path) -> (String, String) {
+    let arguments = ["create", "--name", "test", "--format", "json"];
+    let (printed, _) = command(ledger, &arguments, Clock::system().now());
+    let printed: Value = serde_json::from_str(&printed).unwrap();
+    (printed["id"].as_str().unwrap().to_owned(), printed["secret"].as_str().unwrap().to_owned())
+}
+
 async fn call(http: &Http, secret: &str, path: &str, body: &Value) -> Reply {
     let request = http.request(Method::POST, path).header("authorization", format!("Bearer {secret}"));
     http.send(request.header("content-type", "application/json"), Bytes::from(body.to_string())).await

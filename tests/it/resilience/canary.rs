@@ -9,13 +9,19 @@ use breakeven::upstream::send::Outgoing;
 use bytes::Bytes;
 use http::Method;
 use serde_json::json;
+use tempfile::TempDir;
 
-use super::Served;
-use crate::support::{Http, chat, with};
+use super::{LEDGER, Served};
+use crate::support::postgres::Postgres;
+use crate::support::redis::Redis;
+use crate::support::{Http, chat, soon, with};
 
 const CLIENT_KEY: &str = "sk-canary-client-7f3a9c";
 const OWN_KEY: &str = "sk-canary-configured-5d2e81";
 const ADMIN_TOKEN: &str = "canary-admin-token-c41b06";
+const REDIS_PASSWORD: &str = "canary-redis-6be0d4";
+const POSTGRES_PASSWORD: &str = "canary-postgres-1f97c2";
+const WEBHOOK_SECRET: &str = "canary-webhook-a3850e";
 const PROMPT: &str = "the-canary-sings-at-dawn-90aa17";
 const MODEL: &str = "gpt-4o-mini";
 
@@ -35,12 +41,17 @@ fn read_all(folder: &Path, found: &mut Vec<(String, Vec<u8>)>) {
 }
 
 /// Calls of every kind that can go well or wrong; what the client is answered when it is not the answer.
-async fn provoke(served: &Served, api: &FakeBackend, own: &FakeBackend) -> Vec<(String, Vec<u8>)> {
+async fn provoke(
+    served: &Served,
+    api: &FakeBackend,
+    own: &FakeBackend,
+    client_key: &str,
+) -> Vec<(String, Vec<u8>)> {
     let http = Http::new(&served.url());
     let request = |method: Method, path: &str| {
         http.request(method, path)
             .header("content-type", "application/json")
-            .header("authorization", format!("Bearer {CLIENT_KEY}"))
+            .header("authorization", format!("Bearer {client_key}"))
     };
     let mut answers = Vec::new();
     let mut post = async |path: &str, body: String| {
@@ -78,12 +89,25 @@ async fn provoke(served: &Served, api: &FakeBackend, own: &FakeBackend) -> Vec<(
     answers
 }
 
-async fn nothing_leaks(format: &str) {
+/// What has secrets besides the listeners and the backends.
+struct More {
+    folder: TempDir,
+    /// What clients show.
+    client_key: String,
+    /// Lines of `[ledger]`, and sections.
+    ledger: String,
+    sections: String,
+    environment: Vec<(&'static str, String)>,
+}
+
+async fn nothing_leaks(format: &str, more: impl FnOnce(&FakeBackend) -> More) -> String {
     let settings = Settings { api_key: Some(OWN_KEY.into()), ..Settings::default() };
     let api = FakeBackend::start(Personality::OpenAi, settings).await.unwrap();
     let own = FakeBackend::start(Personality::Vllm, Settings::default()).await.unwrap();
+    let More { folder, client_key, ledger, sections, environment } = more(&own);
     let config = format!(
         r#"
+        {ledger}
         [log]
         filter = "trace"
         format = "{format}"
@@ -106,13 +130,23 @@ async fn nothing_leaks(format: &str) {
         models = ["house-model"]
         policy = "self_hosted"
         offers = [{{ backend = "gpu", model = "llama" }}, {{ backend = "openai", model = "{MODEL}" }}]
+        {sections}
         "#,
         api.url(),
         own.url()
     );
-    let environment = [("CANARY_KEY", OWN_KEY), ("CANARY_TOKEN", ADMIN_TOKEN)];
-    let mut served = Served::start("admin_token = { env = \"CANARY_TOKEN\" }", &config, &environment).await;
-    let mut found = provoke(&served, &api, &own).await;
+    let mut environment: Vec<_> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    environment.extend([("CANARY_KEY", OWN_KEY), ("CANARY_TOKEN", ADMIN_TOKEN)]);
+    let token = "admin_token = { env = \"CANARY_TOKEN\" }";
+    let mut served = Served::start_in(folder, token, &config, &environment).await;
+    let mut found = provoke(&served, &api, &own, &client_key).await;
+    if sections.contains("[backends.hooked]") {
+        let signed = async || {
+            let calls = own.calls();
+            calls.iter().any(|call| !call.header("x-breakeven-signature").is_empty()).then_some(())
+        };
+        assert!(soon(Duration::from_secs(20), signed).await.is_some(), "no order: {}", served.log());
+    }
 
     let admin = Http::new(&served.admin_url());
     for path in
@@ -138,7 +172,8 @@ async fn nothing_leaks(format: &str) {
     assert!(found.iter().any(|(name, content)| name.ends_with("/log") && content.len() > 1000));
     assert!(found.iter().any(|(name, content)| name.ends_with("breakeven.db") && content.len() > 4096));
     for (name, content) in &found {
-        for canary in [CLIENT_KEY, OWN_KEY, ADMIN_TOKEN, PROMPT] {
+        let others = [OWN_KEY, ADMIN_TOKEN, REDIS_PASSWORD, POSTGRES_PASSWORD, WEBHOOK_SECRET, PROMPT];
+        for canary in others.into_iter().chain([client_key.as_str()]) {
             let at = memchr::memmem::find(content, canary.as_bytes());
             assert!(at.is_none(), "{canary} is in {name}: {}", String::from_utf8_lossy(content));
         }
@@ -150,6 +185,7 @@ async fn nothing_leaks(format: &str) {
         "a key went to the other backend"
     );
     assert!(api.calls().iter().all(|call| call.header("authorization") == format!("Bearer {OWN_KEY}")));
+    served.log()
 }
 
 /// What a debugger, a careless log line or a crash report would print of the whole state, with a call under way.
@@ -191,11 +227,57 @@ async fn the_printed_state_holds_neither_secrets_nor_prompts() {
 }
 
 #[tokio::test]
-async fn secrets_and_prompts_are_nowhere_but_upstream_with_text_logs() {
-    nothing_leaks("text").await;
+async fn secrets_and_prompts_are_nowhere_but_upstream_with_text_logs_and_a_webhook() {
+    let more = |own: &FakeBackend| More {
+        folder: tempfile::tempdir().unwrap(),
+        client_key: CLIENT_KEY.to_owned(),
+        ledger: String::new(),
+        sections: format!(
+            r#"
+            [policy]
+            slot = "1s"
+            [backends.hooked]
+            kind = "self_hosted"
+            base_url = "http://127.0.0.1:1/v1"
+            hourly_usd = 2.99
+            capacity = {{ input_tokens_per_second = 15000, output_tokens_per_second = 10000, max_in_flight = 8 }}
+            control = {{ kind = "webhook", url = "{}/orders", secret = {{ env = "CANARY_WEBHOOK" }} }}
+            [routes.hooked]
+            models = ["hooked-model"]
+            policy = "self_hosted"
+            offers = [{{ backend = "hooked" }}]
+            "#,
+            own.url()
+        ),
+        environment: vec![("CANARY_WEBHOOK", WEBHOOK_SECRET.to_owned())],
+    };
+    nothing_leaks("text", more).await;
 }
 
+/// With real servers where they are installed, else with ones that are away.
 #[tokio::test]
-async fn secrets_and_prompts_are_nowhere_but_upstream_with_json_logs() {
-    nothing_leaks("json").await;
+async fn secrets_and_prompts_are_nowhere_but_upstream_with_json_logs_and_many_proxies() {
+    let redis = if Redis::is_installed() {
+        Some(Redis::start_with(|_, _| vec!["--requirepass".into(), REDIS_PASSWORD.into()]).await)
+    } else {
+        None
+    };
+    let postgres = if Postgres::is_installed() { Some(Postgres::start().await) } else { None };
+    let at = redis.as_ref().map_or("127.0.0.1:1".to_owned(), |redis| redis.address().to_string());
+    let port = postgres.as_ref().map_or(1, Postgres::port);
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("ledger")).unwrap();
+    let (_, client_key) = crate::keys::make(&folder.path().join(LEDGER));
+    let more = |_: &FakeBackend| More {
+        folder,
+        client_key,
+        ledger: "postgres = { url = { env = \"CANARY_POSTGRES\" } }".to_owned(),
+        sections: "[auth]\nmode = \"keys\"\n[shared]\nredis = { env = \"CANARY_REDIS\" }\n".to_owned(),
+        environment: vec![
+            ("CANARY_REDIS", format!("redis://:{REDIS_PASSWORD}@{at}/0")),
+            ("CANARY_POSTGRES", format!("postgres://proxy:{POSTGRES_PASSWORD}@127.0.0.1:{port}/postgres")),
+        ],
+    };
+    let log = nothing_leaks("json", more).await;
+    assert_eq!(log.contains("volume and budgets are shared"), redis.is_some(), "{log}");
 }
