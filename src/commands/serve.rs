@@ -238,6 +238,7 @@ impl Proxy {
         self.stop.send_replace(true);
         let drain_timeout = self.gateway.state().config.limits.drain_timeout;
         self.workers.drain(&self.gateway, drain_timeout, patience.asked_to_hurry()).await;
+        patience.begin_last_moment();
         let counted = patience.lasts(self.gateway.counter.finish(COUNTING_PATIENCE)).await;
         if counted != Some(true) {
             warn!("calls without usage are still being counted; they are not in the ledger");
@@ -342,6 +343,11 @@ impl<F: Future<Output = ()>> Patience<F> {
             self.abort.as_mut().await;
             self.ends_at = Some(Instant::now() + LAST_MOMENT);
         }
+    }
+
+    /// Gives the last moment anew, to what comes after the calls.
+    fn begin_last_moment(&mut self) {
+        self.ends_at = self.ends_at.map(|_| Instant::now() + LAST_MOMENT);
     }
 
     /// Does the work, unless patience ends before it does.
