@@ -32,7 +32,7 @@ pub struct Room {
 }
 
 impl Room {
-    /// Grows to so many bytes in all.
+    /// Grows to so many bytes in all; when there is no room for them, it gives back what it had.
     pub fn cover(&mut self, bytes: usize) -> Result<(), Full> {
         let more = bytes.saturating_sub(self.held);
         if bytes <= UNCOUNTED_BYTES || more == 0 {
@@ -40,14 +40,22 @@ impl Room {
         }
         let before = self.all.fetch_add(more, Ordering::Relaxed);
         self.held += more;
-        if before.saturating_add(more) > self.limit { Err(Full { limit: self.limit }) } else { Ok(()) }
+        if before.saturating_add(more) <= self.limit {
+            return Ok(());
+        }
+        self.give_back();
+        Err(Full { limit: self.limit })
+    }
+
+    fn give_back(&mut self) {
+        self.all.fetch_sub(std::mem::take(&mut self.held), Ordering::Relaxed);
     }
 }
 
 impl Drop for Room {
     fn drop(&mut self) {
         if self.held > 0 {
-            self.all.fetch_sub(self.held, Ordering::Relaxed);
+            self.give_back();
         }
     }
 }
@@ -68,7 +76,6 @@ mod tests {
         assert_eq!(other.cover(4 * UNCOUNTED_BYTES + 1), Err(Full { limit }));
         assert_eq!(buffers.room(limit).cover(UNCOUNTED_BYTES), Ok(()), "a small one always has room");
         drop(one);
-        drop(other);
         assert_eq!(buffers.0.load(Ordering::Relaxed), 0);
     }
 }

@@ -47,7 +47,11 @@ async fn collect_up_to(incoming: &mut Incoming, limit: usize, room: &mut Room) -
         if length > limit {
             return Err(ProxyError::BodyTooLarge { limit });
         }
-        room.cover(length)?;
+        if let Err(full) = room.cover(length) {
+            drop((first, all));
+            pass_over(incoming, limit.saturating_sub(length)).await;
+            return Err(full.into());
+        }
         if !all.is_empty() {
             all.extend_from_slice(&piece);
         } else if first.is_empty() {
@@ -63,6 +67,15 @@ async fn collect_up_to(incoming: &mut Incoming, limit: usize, room: &mut Room) -
         }
     }
     Ok(if all.is_empty() { first } else { all.freeze() })
+}
+
+/// Reads what is left of a body, so that its client sees an answer and not a broken connection.
+async fn pass_over(incoming: &mut Incoming, most: usize) {
+    let mut left = most;
+    while let Some(Ok(frame)) = incoming.frame().await {
+        let Some(rest) = left.checked_sub(frame.data_ref().map_or(0, Bytes::len)) else { return };
+        left = rest;
+    }
 }
 
 impl From<Full> for ProxyError {
