@@ -80,6 +80,8 @@ pub struct Connection {
     /// The last read did not fill its room: the socket had no more.
     is_drained: bool,
     outgoing: Outgoing,
+    /// Names of the fields of the last answer: those of the next one are very likely the same.
+    names: Vec<HeaderName>,
 }
 
 /// What of the request is still to be written.
@@ -99,6 +101,7 @@ impl Connection {
             read_size: MIN_READ,
             is_drained: false,
             outgoing: Outgoing::default(),
+            names: Vec::new(),
         }
     }
 
@@ -232,7 +235,7 @@ impl Connection {
             }
             return Ok(None);
         };
-        read_head(&self.unread.split_to(end + 4).freeze(), method).map(Some)
+        read_head(&self.unread.split_to(end + 4).freeze(), method, &mut self.names).map(Some)
     }
 }
 
@@ -314,8 +317,9 @@ fn write_field(head: &mut Vec<u8>, name: &str, value: &[u8]) {
     head.extend_from_slice(b"\r\n");
 }
 
-/// Field values share the memory of the head; nothing is copied but unusual names.
-fn read_head(head: &Bytes, method: &Method) -> Result<Answer, WireError> {
+/// Field values share the memory of the head; nothing is copied but unusual names that are not among `names`, those of
+/// the answer before.
+fn read_head(head: &Bytes, method: &Method, names: &mut Vec<HeaderName>) -> Result<Answer, WireError> {
     let mut fields = [const { MaybeUninit::uninit() }; MAX_HEADERS];
     let mut parsed = httparse::Response::new(&mut []);
     let parser = httparse::ParserConfig::default();
@@ -330,7 +334,7 @@ fn read_head(head: &Bytes, method: &Method) -> Result<Answer, WireError> {
     let status = parsed.code.and_then(|code| StatusCode::from_u16(code).ok());
     let status = status.ok_or(WireError::Malformed("the status is not a number from 100 to 999"))?;
     let version = if parsed.version == Some(1) { Version::HTTP_11 } else { Version::HTTP_10 };
-    let headers = header_map(head, parsed.headers)?;
+    let headers = header_map(head, parsed.headers, names)?;
     let decoder = framing(status, &headers, method)?;
     // A close-delimited body ends the connection; so does a sender that mixes both framings.
     let ambiguous =
@@ -342,16 +346,33 @@ fn read_head(head: &Bytes, method: &Method) -> Result<Answer, WireError> {
     Ok(Answer { status, headers, decoder, keep_alive })
 }
 
-fn header_map(whole: &Bytes, fields: &[httparse::Header<'_>]) -> Result<HeaderMap, WireError> {
+fn header_map(
+    whole: &Bytes,
+    fields: &[httparse::Header<'_>],
+    names: &mut Vec<HeaderName>,
+) -> Result<HeaderMap, WireError> {
     let mut headers = HeaderMap::with_capacity(fields.len() + ADDED_HEADERS);
-    for field in fields {
-        let name = HeaderName::from_bytes(field.name.as_bytes())
-            .map_err(|_| WireError::Malformed("a header name is not valid"))?;
+    for (index, field) in fields.iter().enumerate() {
+        let name = field_name(field.name, index, names)?;
         let value = HeaderValue::from_maybe_shared(whole.slice_ref(field.value))
             .map_err(|_| WireError::Malformed("a header value is not valid"))?;
         headers.append(name, value);
     }
     Ok(headers)
+}
+
+/// The name of a field, taken from where it stood in the answer before if it is the same.
+fn field_name(name: &str, index: usize, before: &mut Vec<HeaderName>) -> Result<HeaderName, WireError> {
+    if let Some(before) = before.get(index)
+        && (before.as_str() == name || before.as_str().eq_ignore_ascii_case(name))
+    {
+        return Ok(before.clone());
+    }
+    let name = HeaderName::from_bytes(name.as_bytes())
+        .map_err(|_| WireError::Malformed("a header name is not valid"))?;
+    before.truncate(index);
+    before.push(name.clone());
+    Ok(name)
 }
 
 /// RFC 9112, section 6.3.
@@ -402,7 +423,7 @@ mod tests {
     use super::*;
 
     fn head(text: &str) -> Result<Answer, WireError> {
-        read_head(&Bytes::copy_from_slice(text.as_bytes()), &Method::POST)
+        read_head(&Bytes::copy_from_slice(text.as_bytes()), &Method::POST, &mut Vec::new())
     }
 
     #[test]
@@ -473,9 +494,25 @@ mod tests {
     }
 
     #[test]
+    fn a_head_is_read_the_same_whatever_the_head_before_was() {
+        let heads = [
+            "HTTP/1.1 200 OK\r\nx-request-id: 1\r\ncontent-length: 0\r\nX-Last: a\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nX-Request-Id: 2\r\nContent-Length: 0\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nx-requester-id: 3\r\ncontent-length: 0\r\nx-last: a\r\nx-last: b\r\n\r\n",
+            "HTTP/1.1 200 OK\r\n\r\n",
+        ];
+        let mut names = Vec::new();
+        for text in heads.iter().chain(heads.iter().rev()) {
+            let bytes = Bytes::copy_from_slice(text.as_bytes());
+            let answer = read_head(&bytes, &Method::POST, &mut names).unwrap();
+            assert_eq!(answer.headers, head(text).unwrap().headers, "{text}");
+        }
+    }
+
+    #[test]
     fn an_answer_to_head_has_no_body_whatever_it_announces() {
         let bytes = Bytes::from_static(b"HTTP/1.1 200 OK\r\ncontent-length: 5000\r\n\r\n");
-        let answer = read_head(&bytes, &Method::HEAD).unwrap();
+        let answer = read_head(&bytes, &Method::HEAD, &mut Vec::new()).unwrap();
         assert!(answer.decoder.is_done() && answer.keep_alive);
         assert_eq!(answer.headers["content-length"], "5000");
     }
