@@ -88,7 +88,7 @@ fn taken(bytes: &mut Option<Bytes>) -> Option<Result<Frame<Bytes>, UploadError>>
 /// An upstream's answer as it arrives. Dropped before its end it tells the upstream to stop.
 #[derive(Debug)]
 pub enum UpstreamBody {
-    Pooled(Box<PooledBody>),
+    Pooled(PooledBody),
     Hyper(Incoming),
 }
 
@@ -196,7 +196,7 @@ impl Client {
             (Some(Some(pool)), RequestBody::Full(bytes)) if !headers.contains_key(header::UPGRADE) => {
                 let target = base.target(path_and_query);
                 match pool.send(method, &target, headers, bytes.unwrap_or_default(), delivery).await {
-                    Ok(response) => Ok(response.map(|body| UpstreamBody::Pooled(Box::new(body)))),
+                    Ok(response) => Ok(response.map(UpstreamBody::Pooled)),
                     Err(error @ (SendError::Connect { .. } | SendError::ConnectTimeout { .. })) => {
                         Err(NoAnswer::Connect(error.to_string()))
                     }

@@ -75,7 +75,7 @@ struct Shared {
 
 #[derive(Debug)]
 struct Idle {
-    connection: Connection,
+    connection: Box<Connection>,
     /// Where it leads, if that may change.
     address: Option<SocketAddr>,
     since: Stopwatch,
@@ -173,7 +173,7 @@ impl Pool {
         self.0.idle().len()
     }
 
-    fn checkout(&self, wanted: Option<SocketAddr>) -> Option<(Connection, Rest)> {
+    fn checkout(&self, wanted: Option<SocketAddr>) -> Option<(Box<Connection>, Rest)> {
         loop {
             let Idle { mut connection, address, since } = self.0.idle().pop()?;
             let rest = Rest { since, lasted: since.elapsed() };
@@ -185,7 +185,7 @@ impl Pool {
 
     fn respond(
         &self,
-        connection: Connection,
+        connection: Box<Connection>,
         address: Option<SocketAddr>,
         answer: Answer,
     ) -> Response<PooledBody> {
@@ -216,7 +216,7 @@ impl Shared {
         self.endpoint.as_ref().and_then(|endpoint| endpoint.load().as_deref().copied())
     }
 
-    async fn connect(&self, own: Option<SocketAddr>) -> Result<Connection, SendError> {
+    async fn connect(&self, own: Option<SocketAddr>) -> Result<Box<Connection>, SendError> {
         let timeout = self.settings.connect_timeout;
         let connecting = async {
             match own {
@@ -230,10 +230,10 @@ impl Shared {
             .map_err(|_| SendError::ConnectTimeout { address: address(), timeout })?
             .and_then(|stream| stream.set_nodelay(true).map(|()| stream))
             .map_err(|source| SendError::Connect { address: address(), source })?;
-        Ok(Connection::new(stream))
+        Ok(Box::new(Connection::new(stream)))
     }
 
-    fn checkin(&self, mut connection: Connection, address: Option<SocketAddr>) {
+    fn checkin(&self, mut connection: Box<Connection>, address: Option<SocketAddr>) {
         connection.release_buffer();
         let mut idle = self.idle();
         if idle.len() < self.settings.max_idle {
@@ -245,7 +245,7 @@ impl Shared {
 /// The body of an answer. Dropped before its end it closes the connection, which tells the upstream to stop.
 #[derive(Debug)]
 pub struct PooledBody {
-    connection: Option<Connection>,
+    connection: Option<Box<Connection>>,
     address: Option<SocketAddr>,
     decoder: Decoder,
     keep_alive: bool,
@@ -255,7 +255,7 @@ pub struct PooledBody {
 impl PooledBody {
     /// Whether all that has arrived was handed out, and it goes on.
     pub fn is_drained(&self) -> bool {
-        self.connection.as_ref().is_some_and(Connection::is_drained)
+        self.connection.as_ref().is_some_and(|connection| connection.is_drained())
     }
 
     /// The body has ended: the connection goes back, if it can carry another call.

@@ -19,7 +19,7 @@ pub struct Malformed(pub &'static str);
 #[derive(Debug)]
 pub enum Decoder {
     Length { left: u64 },
-    Chunked { state: Chunk, trailers: Option<HeaderMap> },
+    Chunked { state: Chunk, trailers: Option<Box<HeaderMap>> },
     UntilClose { closed: bool },
 }
 
@@ -69,7 +69,7 @@ impl Decoder {
     /// Trailer fields, once the body has ended.
     pub fn take_trailers(&mut self) -> Option<HeaderMap> {
         match self {
-            Self::Chunked { trailers, .. } => trailers.take(),
+            Self::Chunked { trailers, .. } => trailers.take().map(|trailers| *trailers),
             _ => None,
         }
     }
@@ -106,7 +106,7 @@ fn take(unread: &mut BytesMut, left: &mut u64) -> Option<Bytes> {
 
 fn decode_chunks(
     state: &mut Chunk,
-    trailers: &mut Option<HeaderMap>,
+    trailers: &mut Option<Box<HeaderMap>>,
     unread: &mut BytesMut,
 ) -> Result<Option<Bytes>, Malformed> {
     let mut joined = Joined::default();
@@ -170,13 +170,13 @@ fn read_data_end(state: &mut Chunk, unread: &mut BytesMut) -> Result<bool, Malfo
 
 fn read_trailers(
     state: &mut Chunk,
-    trailers: &mut Option<HeaderMap>,
+    trailers: &mut Option<Box<HeaderMap>>,
     unread: &mut BytesMut,
 ) -> Result<bool, Malformed> {
     let end = if unread.starts_with(b"\r\n") {
         2
     } else if let Some(end) = memchr::memmem::find(unread, b"\r\n\r\n") {
-        *trailers = Some(parse_trailers(&unread[..end + 4])?);
+        *trailers = Some(Box::new(parse_trailers(&unread[..end + 4])?));
         end + 4
     } else if unread.len() > MAX_HEAD_BYTES {
         return Err(Malformed("the trailer section is longer than 64 KiB"));
