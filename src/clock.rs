@@ -1,11 +1,12 @@
 //! The one place that reads the time.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::Poll;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use tokio::time::Sleep;
 use tokio::time::error::Elapsed;
 
 use crate::economics::Timestamp;
@@ -104,6 +105,67 @@ pub async fn within<F: Future + Unpin>(patience: Duration, mut future: F) -> Res
     }
 }
 
+/// Timers that bound the waits of one thread's calls. A new one would be put into the runtime's wheel for each wait and
+/// taken out again, and hardly one ever rings. These stay in the wheel when a wait is over, and serve the next.
+#[derive(Debug, Default)]
+pub struct Alarms(Mutex<Vec<Pin<Box<Sleep>>>>);
+
+/// Timers kept for the next waits. Each keeps the memory of the task that it would have woken until it is used again,
+/// or rings.
+const SPARE_ALARMS: usize = 64;
+/// As good as never.
+const FAR: Duration = Duration::from_hours(24 * 365);
+
+/// What was waited for did not come in time.
+#[derive(Debug)]
+pub struct TimedOut;
+
+impl Alarms {
+    /// Waits for `future` no longer than `patience`.
+    pub async fn within<F: Future>(
+        &self,
+        patience: Duration,
+        mut future: Pin<&mut F>,
+    ) -> Result<F::Output, TimedOut> {
+        let deadline = tokio::time::Instant::now() + patience.min(FAR);
+        let spare = self.spare().pop();
+        let mut timer = spare.unwrap_or_else(|| Box::pin(tokio::time::sleep_until(deadline)));
+        let outcome = std::future::poll_fn(|context| match future.as_mut().poll(context) {
+            Poll::Ready(output) => Poll::Ready(Ok(output)),
+            Poll::Pending => poll_until(&mut timer, deadline, context).map(|()| Err(TimedOut)),
+        });
+        let outcome = outcome.await;
+        let mut spare = self.spare();
+        if spare.len() < SPARE_ALARMS {
+            spare.push(timer);
+        }
+        outcome
+    }
+
+    fn spare(&self) -> MutexGuard<'_, Vec<Pin<Box<Sleep>>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Waits until `deadline` with a timer that was used before and may be set to any time. One that would ring earlier is
+/// left to, and set anew then.
+pub fn poll_until(
+    timer: &mut Pin<Box<Sleep>>,
+    deadline: tokio::time::Instant,
+    context: &mut Context<'_>,
+) -> Poll<()> {
+    if timer.deadline() > deadline {
+        timer.as_mut().reset(deadline);
+    }
+    loop {
+        ready!(timer.as_mut().poll(context));
+        if timer.deadline() == deadline {
+            return Poll::Ready(());
+        }
+        timer.as_mut().reset(deadline);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -116,5 +178,20 @@ mod tests {
         assert!((before..=clock.now()).contains(&clock.at(start)));
         let manual = Clock::manual(Timestamp::from_secs(5));
         assert_eq!(manual.at(start), Timestamp::from_secs(5));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_alarm_rings_in_time_whatever_it_was_set_to_before() {
+        use std::pin::pin;
+
+        let alarms = Alarms::default();
+        for (patience, takes) in [(10, 3), (10, 9), (10, 11), (2, 3), (10, 4), (30, 40), (u64::MAX, 1)] {
+            let began = tokio::time::Instant::now();
+            let work = pin!(tokio::time::sleep(Duration::from_secs(takes)));
+            let outcome = alarms.within(Duration::from_secs(patience), work).await;
+            assert_eq!(outcome.is_ok(), takes < patience);
+            assert_eq!(began.elapsed().as_secs(), takes.min(patience));
+        }
+        assert_eq!(alarms.spare().len(), 1);
     }
 }

@@ -37,7 +37,7 @@ use crate::openai::Endpoint;
 use crate::proxy;
 use crate::upstream::client::Clients;
 use listening::Listening;
-use patience::{Patient, Phase};
+use patience::{Patient, Phase, RestTimer};
 use streams::{Paced, Streams};
 
 /// Connections on their way to a worker.
@@ -366,7 +366,7 @@ impl Talk<'_> {
         });
         let mut builder = http1::Builder::new();
         builder
-            .timer(TokioTimer::new())
+            .timer(RestTimer::new(self.rest()))
             .header_read_timeout(self.rest())
             .max_buf_size(self.limits.max_header_bytes.max(8192));
         let mut connection =

@@ -7,13 +7,15 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
+
+use crate::clock::poll_until;
 
 const RESTING: u8 = 0;
 const IN_HEAD: u8 = 1;
@@ -128,6 +130,50 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
     }
 }
 
+/// hyper's timer of one connection. hyper asks for a new sleep after each call and drops it when the next one
+/// comes, which would put a timer into the runtime's wheel and take it out again. This one stays there as long as
+/// the connection lasts, and is set anew when it rings before anybody wants to wake.
+#[derive(Debug, Clone)]
+pub struct RestTimer(Arc<Mutex<Pin<Box<Sleep>>>>);
+
+impl RestTimer {
+    /// One whose sleeps will be about as long as `rest`.
+    pub fn new(rest: Duration) -> Self {
+        Self(Arc::new(Mutex::new(Box::pin(tokio::time::sleep(rest)))))
+    }
+}
+
+impl hyper::rt::Timer for RestTimer {
+    fn sleep(&self, duration: Duration) -> Pin<Box<dyn hyper::rt::Sleep>> {
+        self.sleep_until(self.now() + duration)
+    }
+
+    fn sleep_until(&self, deadline: Instant) -> Pin<Box<dyn hyper::rt::Sleep>> {
+        Box::pin(Rest { deadline: deadline.into(), timer: self.clone() })
+    }
+
+    fn now(&self) -> Instant {
+        tokio::time::Instant::now().into()
+    }
+}
+
+/// Sleeps until its deadline, as long as there is no other sleep of the same timer.
+#[derive(Debug)]
+struct Rest {
+    deadline: tokio::time::Instant,
+    timer: RestTimer,
+}
+
+impl hyper::rt::Sleep for Rest {}
+
+impl Future for Rest {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        poll_until(&mut self.timer.0.lock().unwrap_or_else(PoisonError::into_inner), self.deadline, context)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -179,5 +225,22 @@ mod tests {
         let error = server.write_all(&[0; 160]).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         drop(client);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn sleeps_of_one_timer_end_in_time_one_after_the_other() {
+        use hyper::rt::Timer as _;
+
+        let timer = RestTimer::new(Duration::from_secs(10));
+        for (sleeps, dropped_after) in [(10, 3), (10, 9), (10, 10), (2, 2), (10, 4), (30, 30)] {
+            let (began, sleep) = (timer.now(), timer.sleep(Duration::from_secs(sleeps)));
+            let waited = tokio::time::timeout(Duration::from_secs(dropped_after), sleep).await;
+            assert_eq!(waited.is_ok(), dropped_after == sleeps);
+            let slept = timer.now() - began;
+            assert!(
+                slept.as_secs_f64() - f64::from(u32::try_from(dropped_after).unwrap()) < 0.01,
+                "{slept:?}"
+            );
+        }
     }
 }

@@ -23,6 +23,7 @@ use super::delivery::Delivery;
 use super::pool::{Pool, PoolSettings, PooledBody, SendError};
 use super::upload::{Upload, UploadError};
 use super::{Backend, BaseUrl, Place};
+use crate::clock::Alarms;
 use crate::config::Timeouts;
 use crate::health::probe::root_cause;
 
@@ -279,6 +280,8 @@ type Known = (Arc<Backend>, Arc<Client>);
 #[derive(Debug, Default)]
 pub struct Clients {
     by_backend: Mutex<Vec<Option<Known>>>,
+    /// For the waits of the calls.
+    pub alarms: Alarms,
 }
 
 impl Clients {

@@ -203,14 +203,11 @@ fn conclude(exchange: &Exchange, last: Option<Failed>, order: &[usize]) -> Resul
 /// One attempt, up to the first byte of a stream or the whole of another answer.
 async fn attempt(
     clients: &Clients,
-    exchange: &mut Exchange,
+    exchange: &Exchange,
     request: &mut Outgoing,
     index: usize,
 ) -> Result<Answer, Failed> {
-    let (backend, model) = match exchange.served() {
-        Some((backend, model)) => (backend.clone(), model.to_owned()),
-        None => unreachable!("an attempt has begun"),
-    };
+    let Some((backend, model)) = exchange.served() else { unreachable!("an attempt has begun") };
     debug_assert!(exchange.route().is_some_and(|route| route.offers[index].backend.id == backend.id));
     let refuses = backend.refuses_stream_options.load(std::sync::atomic::Ordering::Relaxed);
     let (body, injects) = match exchange.call() {
@@ -222,7 +219,7 @@ async fn attempt(
                 && call.model == model
                 && azure_deployment(&request.path_and_query).is_some();
             let change = Change {
-                model: (!is_in_path && !model.is_empty()).then_some(&model),
+                model: (!is_in_path && !model.is_empty()).then_some(model),
                 include_usage: injects,
                 remove_stream_options: refuses,
                 rules: &backend.rules,
@@ -235,13 +232,13 @@ async fn attempt(
         }
         None => (request.body.clone(), false),
     };
-    request.head.dress(&backend);
-    let timeouts = backend.spec.timeouts.clone();
+    request.head.dress(backend);
+    let timeouts = &backend.spec.timeouts;
     let is_stream = exchange.call().is_some_and(|call| call.stream);
     let patience = timeouts.first_byte.min(timeouts.total.saturating_sub(exchange.age()));
     // Pinned where it is made, so that the timeout holds no copy of it.
-    let waiting = pin!(first_byte(clients, exchange, request, body, &timeouts, is_stream));
-    let mut answer = match tokio::time::timeout(patience, waiting).await {
+    let waiting = pin!(first_byte(clients, exchange, request, body, timeouts, is_stream));
+    let mut answer = match clients.alarms.within(patience, waiting).await {
         Ok(answered) => answered?,
         Err(_) => return Err(Failed::timed_out(backend.name())),
     };
@@ -249,7 +246,7 @@ async fn attempt(
     if !backend.passes_credentials() || backend.credential().is_some() {
         backend.throttle.observe(exchange.gateway().now(), &answer.head.headers);
     }
-    judge(answer, &backend, injects, exchange)
+    judge(answer, backend, injects, exchange)
 }
 
 async fn first_byte(
