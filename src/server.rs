@@ -11,8 +11,10 @@ pub mod tls;
 
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -341,6 +343,28 @@ impl Talk<'_> {
         drop(asked.wait_for(|asked| *asked >= stop).await);
     }
 
+    /// Drives a connection to its end; none when that is asked for before. For it is asked once, which leaves word
+    /// where it will be said, and then only when something has been said: not whenever the connection moves.
+    async fn unless_asked_to<F: Future>(
+        &self,
+        stop: Stop,
+        mut connection: Pin<&mut F>,
+    ) -> Option<F::Output> {
+        let said = self.work.stop.clone();
+        let mut asked = pin!(self.asked_to(stop));
+        let mut has_asked = false;
+        std::future::poll_fn(|context| {
+            if let Poll::Ready(output) = connection.as_mut().poll(context) {
+                return Poll::Ready(Some(output));
+            }
+            if std::mem::replace(&mut has_asked, true) && !said.has_changed().unwrap_or(true) {
+                return Poll::Pending;
+            }
+            asked.as_mut().poll(context).map(|()| None)
+        })
+        .await
+    }
+
     async fn http1<S>(&self, stream: S) -> hyper::Result<()>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -369,16 +393,14 @@ impl Talk<'_> {
             .timer(RestTimer::new(self.rest()))
             .header_read_timeout(self.rest())
             .max_buf_size(self.limits.max_header_bytes.max(8192));
-        let mut connection =
-            std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service).with_upgrades());
-        tokio::select! {
-            result = &mut connection => return result,
-            () = self.asked_to(Stop::Drain) => connection.as_mut().graceful_shutdown(),
+        let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service).with_upgrades());
+        if let Some(result) = self.unless_asked_to(Stop::Drain, connection.as_mut()).await {
+            return result;
         }
+        connection.as_mut().graceful_shutdown();
         // To be looked at once more when answers are cut off is all that they need.
-        tokio::select! {
-            result = &mut connection => return result,
-            () = self.asked_to(Stop::CutOff) => {}
+        if let Some(result) = self.unless_asked_to(Stop::CutOff, connection.as_mut()).await {
+            return result;
         }
         connection.await
     }
@@ -412,7 +434,7 @@ impl Talk<'_> {
             .keep_alive_interval(self.limits.idle_timeout)
             // A ping waits behind what a slow client has not read yet.
             .keep_alive_timeout(rest);
-        let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
+        let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
         let is_drained = tokio::select! {
             result = &mut connection => return result,
             () = self.asked_to(Stop::Drain) => true,
