@@ -373,7 +373,7 @@ impl Talk<'_> {
         let stream = Patient::new(stream, phase.clone(), self.limits.header_timeout, self.rest());
         let (gateway, clients, address) = (self.work.gateway.clone(), self.clients.clone(), self.address);
         // hyper moves a call's future about, and keeps room for it as long as the connection lasts: kilobytes, which a
-        // box gives back when the answer begins.
+        // box gives back when the answer begins. The one within is pinned at once, so that it is not copied.
         let service = service_fn(move |request: Request<Incoming>| {
             let (gateway, clients, phase) = (gateway.clone(), clients.clone(), phase.clone());
             phase.handed_over();
@@ -381,7 +381,7 @@ impl Talk<'_> {
                 // An upload may go on after its answer has begun.
                 let is_whole = request.body().is_end_stream()
                     || Endpoint::of(request.method(), request.uri().path()).is_routed();
-                let answer = proxy::handle(&gateway, &clients, request, address).await;
+                let answer = pin!(proxy::handle(&gateway, &clients, request, address)).await;
                 if is_whole {
                     phase.answered();
                 }
@@ -418,7 +418,7 @@ impl Talk<'_> {
             let (gateway, clients) = (gateway.clone(), clients.clone());
             phase.handed_over();
             Box::pin(async move {
-                let answer = proxy::handle(&gateway, &clients, request, address).await;
+                let answer = pin!(proxy::handle(&gateway, &clients, request, address)).await;
                 Ok::<_, Infallible>(answer.map(Paced::new))
             })
         });
