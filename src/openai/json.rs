@@ -13,6 +13,8 @@ use memchr::memchr;
 const LONG_PLAIN: u32 = 64;
 /// Strings up to this length are crossed eight bytes at a time: a vector search takes longer to begin.
 const SHORT_STRING: usize = 32;
+/// Escapes at most so far behind one another are crossed in one go.
+const CLOSE_ESCAPES: usize = 8;
 /// Digits that fit a `u64` whatever they are.
 const PLAIN_DIGITS: usize = 19;
 /// Kinds of brackets are compared down to this depth; below it only their number is.
@@ -394,15 +396,17 @@ impl<W: Watcher> Walk<'_, W> {
                 }
                 b'{' | b'[' => {
                     if depth < CHECKED_DEPTH {
-                        let bit = 1_u128 << depth;
-                        objects = if byte == b'{' { objects | bit } else { objects & !bit };
+                        objects = objects << 1 | u128::from(byte == b'{');
                     }
                     depth += 1;
                 }
                 b'}' | b']' => {
                     depth -= 1;
-                    if depth < CHECKED_DEPTH && ((objects >> depth) & 1 == 1) != (byte == b'}') {
-                        return Err(self.error("mismatched bracket"));
+                    if depth < CHECKED_DEPTH {
+                        if (objects & 1 == 1) != (byte == b'}') {
+                            return Err(self.error("mismatched bracket"));
+                        }
+                        objects >>= 1;
                     }
                     if depth == 0 {
                         self.at += 1;
@@ -448,17 +452,22 @@ impl<W: Watcher> Walk<'_, W> {
     /// A quote ends it unless an odd number of backslashes precedes.
     fn long_string(&mut self, start: usize) -> Result<Range<usize>, JsonError> {
         let mut from = start;
-        loop {
+        let end = loop {
             let Some(offset) = memchr(b'"', &self.text[from..]) else {
                 return Err(JsonError { at: start - 1, what: "unterminated string" });
             };
             let quote = from + offset;
             if !is_escaped(&self.text[from..quote]) {
-                self.at = quote + 1;
-                return Ok(start..quote);
+                break quote;
             }
             from = quote + 1;
-        }
+            match cross_escapes(&self.text[from..]) {
+                Ok(length) => break from + length,
+                Err(length) => from += length,
+            }
+        };
+        self.at = end + 1;
+        Ok(start..end)
     }
 
     #[inline]
@@ -509,6 +518,29 @@ fn plain_string(text: &[u8]) -> Option<usize> {
     let rest = text.get(at..)?.iter().take(SHORT_STRING.saturating_sub(at));
     let stop = at + rest.take_while(|byte| matches!(byte, b' '..=b'!' | b'#'..=b'[' | b']'..=b'~')).count();
     (text.get(stop) == Some(&b'"')).then_some(stop)
+}
+
+/// Crosses escapes that are close together, as those of words in quotes or of JSON in a string are: a vector search
+/// takes longer to begin than the way to the next of them. Where the string ends, or how far it was crossed.
+#[inline]
+fn cross_escapes(text: &[u8]) -> Result<usize, usize> {
+    let (mut at, mut end) = (0, CLOSE_ESCAPES);
+    while at < end {
+        let Some(word) = text.get(at..).and_then(<[u8]>::first_chunk::<8>) else { break };
+        let word = u64::from_le_bytes(*word);
+        let stops = quotes_in(word) | zeros_in(word ^ (EACH * 0x5c));
+        if stops == 0 {
+            at += 8;
+            continue;
+        }
+        at += stops.trailing_zeros() as usize / 8;
+        if text[at] == b'"' {
+            return Ok(at);
+        }
+        at += 2;
+        end = at + CLOSE_ESCAPES;
+    }
+    Err(at.min(text.len()))
 }
 
 /// Whether what follows `before` is escaped by the backslash at its end.
