@@ -9,7 +9,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Statement, TransactionBehavior, params};
+use rusqlite::{
+    CachedStatement, Connection, ErrorCode, OpenFlags, OptionalExtension, Statement, TransactionBehavior,
+    params,
+};
 use tracing::{error, info};
 use uuid::Uuid;
 
@@ -30,6 +33,12 @@ pub(super) const BUSY_WAIT: Duration = Duration::from_secs(5);
 /// Pages of the write-ahead log that are gathered before they move to the file (16 MiB).
 const CHECKPOINT_PAGES: u32 = 4096;
 
+/// Rows that one statement inserts where there are as many: to begin and to end one takes as long as a few columns.
+const GROUP: usize = 8;
+
+/// Columns of `calls`: the row's number, its id, label and tags, and the numbers.
+const CALL_COLUMNS: usize = 4 + CALL_NUMBERS.len();
+
 /// Everything before this place in the journal is in the tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub(super) struct Cursor {
@@ -42,6 +51,7 @@ pub(super) struct Database {
     connection: Connection,
     path: PathBuf,
     insert_call: String,
+    insert_group: String,
     labels: Labels,
     frontier: Frontier,
     /// Whether the file was made here and has not been made to survive a power cut yet.
@@ -94,7 +104,8 @@ impl Database {
         let database = Self {
             connection,
             path: path.to_owned(),
-            insert_call: insert_call_sql(),
+            insert_call: insert_calls_sql(1),
+            insert_group: insert_calls_sql(GROUP),
             labels: Labels::default(),
             frontier,
             is_new,
@@ -174,8 +185,9 @@ impl Database {
         let mut frontier = self.frontier;
         let mut rows = 0;
         {
-            let mut statement = transaction.prepare_cached(&self.insert_call)?;
-            let mut bound = Bound::default();
+            let mut one = Insert::prepare(&transaction, &self.insert_call, 1)?;
+            let mut group = Insert::prepare(&transaction, &self.insert_group, GROUP)?;
+            let mut waiting = Vec::with_capacity(GROUP);
             for record in &mut *records {
                 rows += 1;
                 match record {
@@ -185,12 +197,18 @@ impl Database {
                         }
                         let label = self.labels.id(&transaction, call.labels)?;
                         let closed_at = record::closed_at(call.numbers);
-                        let row = frontier.take(&transaction, closed_at)?;
-                        insert_call(&mut statement, &mut bound, &call, row, label)?;
+                        waiting.push(Row { number: frontier.take(&transaction, closed_at)?, label, call });
+                        if waiting.len() == GROUP {
+                            group.execute(&waiting)?;
+                            waiting.clear();
+                        }
                     }
                     Record::Rent(rent) => insert_rent(&transaction, &rent)?,
                     Record::Event(event) => insert_event(&transaction, &event)?,
                 }
+            }
+            for row in &waiting {
+                one.execute(std::slice::from_ref(row))?;
             }
         }
         let cursor = Cursor { offset: from.offset + records.consumed() as u64, ..from };
@@ -241,14 +259,42 @@ fn move_cursor(connection: &Connection, cursor: Cursor) -> rusqlite::Result<()> 
         .map(drop)
 }
 
-fn insert_call_sql() -> String {
+fn insert_calls_sql(rows: usize) -> String {
     let columns = CALL_NUMBERS.join(", ");
-    let places = vec!["?"; CALL_NUMBERS.len() + 4].join(", ");
-    format!("INSERT INTO calls (n, id, label, tags, {columns}) VALUES ({places})")
+    let places = format!("({})", vec!["?"; CALL_COLUMNS].join(", "));
+    format!("INSERT INTO calls (n, id, label, tags, {columns}) VALUES {}", vec![places; rows].join(", "))
 }
 
-/// What the places of a statement hold since the row before. Most columns of a row are what they were in the
-/// last one, and what is bound stays bound.
+/// A call on its way into the table.
+struct Row<'a> {
+    number: i64,
+    label: i64,
+    call: CallRecord<'a>,
+}
+
+/// A statement that inserts a certain number of calls.
+struct Insert<'c> {
+    statement: CachedStatement<'c>,
+    bound: Vec<Bound>,
+}
+
+impl<'c> Insert<'c> {
+    fn prepare(connection: &'c Connection, sql: &str, rows: usize) -> rusqlite::Result<Self> {
+        let statement = connection.prepare_cached(sql)?;
+        Ok(Self { statement, bound: std::iter::repeat_with(Bound::default).take(rows).collect() })
+    }
+
+    fn execute(&mut self, rows: &[Row<'_>]) -> rusqlite::Result<()> {
+        debug_assert_eq!(rows.len(), self.bound.len());
+        for (index, (bound, row)) in self.bound.iter_mut().zip(rows).enumerate() {
+            bound.bind(&mut self.statement, index * CALL_COLUMNS, row)?;
+        }
+        self.statement.raw_execute().map(drop)
+    }
+}
+
+/// What the places of a row hold since the statement's last execution. Most columns of a row are what they were in
+/// another, and what is bound stays bound.
 struct Bound {
     label: i64,
     has_tags: bool,
@@ -262,31 +308,30 @@ impl Default for Bound {
     }
 }
 
-fn insert_call(
-    statement: &mut Statement<'_>,
-    bound: &mut Bound,
-    call: &CallRecord<'_>,
-    row: i64,
-    label: i64,
-) -> rusqlite::Result<()> {
-    statement.raw_bind_parameter(1, row)?;
-    statement.raw_bind_parameter(2, call.id.as_slice())?;
-    if label != bound.label {
-        statement.raw_bind_parameter(3, label)?;
-        bound.label = label;
-    }
-    let has_tags = !call.tags.is_empty();
-    if has_tags || bound.has_tags {
-        statement.raw_bind_parameter(4, has_tags.then_some(call.tags))?;
-        bound.has_tags = has_tags;
-    }
-    for (index, (number, bound)) in record::numbers(call.numbers).zip(&mut bound.numbers).enumerate() {
-        if number != *bound {
-            statement.raw_bind_parameter(index + 5, Some(number).filter(|number| *number != ABSENT))?;
-            *bound = number;
+impl Bound {
+    /// Binds a row to the places behind `before`.
+    fn bind(&mut self, statement: &mut Statement<'_>, before: usize, row: &Row<'_>) -> rusqlite::Result<()> {
+        let Row { number, label, call } = row;
+        statement.raw_bind_parameter(before + 1, number)?;
+        statement.raw_bind_parameter(before + 2, call.id.as_slice())?;
+        if *label != self.label {
+            statement.raw_bind_parameter(before + 3, label)?;
+            self.label = *label;
         }
+        let has_tags = !call.tags.is_empty();
+        if has_tags || self.has_tags {
+            statement.raw_bind_parameter(before + 4, has_tags.then_some(call.tags))?;
+            self.has_tags = has_tags;
+        }
+        for (index, (number, bound)) in record::numbers(call.numbers).zip(&mut self.numbers).enumerate() {
+            if number != *bound {
+                let value = Some(number).filter(|number| *number != ABSENT);
+                statement.raw_bind_parameter(before + index + 5, value)?;
+                *bound = number;
+            }
+        }
+        Ok(())
     }
-    statement.raw_execute().map(drop)
 }
 
 impl Labels {

@@ -314,6 +314,37 @@ mod tests {
     }
 
     #[test]
+    fn rows_that_are_inserted_together_keep_what_is_their_own() {
+        let directory = tempfile::tempdir().unwrap();
+        let ledger = directory.path().join("breakeven.db");
+        let (mut importer, journal) = start(&ledger);
+        let entries = |count: u64| {
+            (1..=count).map(|id| {
+                let mut entry = entry(id);
+                if id % 3 == 0 {
+                    (entry.tags, entry.first_token_at) = (format!("n={id}").into(), None);
+                }
+                if id % 5 == 0 {
+                    (entry.tags, entry.team, entry.api_cost) = ("".into(), format!("team {id}").into(), None);
+                }
+                entry
+            })
+        };
+        for entry in entries(45) {
+            let mut line = Vec::new();
+            record::write_call(&mut line, &entry);
+            journal.append(&line).unwrap();
+            if entry.id.as_u64_pair().0.is_multiple_of(20) {
+                importer.pass().unwrap();
+            }
+        }
+        importer.pass().unwrap();
+        let mut found = query::recent(&ledger, 100).unwrap();
+        found.reverse();
+        assert_eq!(found, entries(45).collect::<Vec<_>>());
+    }
+
+    #[test]
     fn a_file_that_is_damaged_while_in_use_is_replaced_from_the_journal() {
         let directory = tempfile::tempdir().unwrap();
         let ledger = directory.path().join("breakeven.db");
