@@ -345,11 +345,7 @@ impl Talk<'_> {
 
     /// Drives a connection to its end; none when that is asked for before. For it is asked once, which leaves word
     /// where it will be said, and then only when something has been said: not whenever the connection moves.
-    async fn unless_asked_to<F: Future>(
-        &self,
-        stop: Stop,
-        mut connection: Pin<&mut F>,
-    ) -> Option<F::Output> {
+    async fn unless_asked_to<F: Future>(&self, stop: Stop, mut connection: Pin<&mut F>) -> Option<F::Output> {
         let said = self.work.stop.clone();
         let mut asked = pin!(self.asked_to(stop));
         let mut has_asked = false;
