@@ -89,8 +89,8 @@ impl Database {
         connection.pragma_update(None, "synchronous", level).map_err(sqlite)?;
         connection.pragma_update(None, "journal_mode", "wal").map_err(sqlite)?;
         connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES).map_err(sqlite)?;
-        // A row's label was found or made in the same transaction: to look for it again would cost as much as a
-        // fifth of the row.
+        // A row's label was found or made in the same transaction: to look for it again would cost a tenth of what
+        // the row does.
         connection.pragma_update(None, "foreign_keys", "off").map_err(sqlite)?;
         if is_new {
             create(&mut connection, ledger_id).map_err(sqlite)?;
