@@ -282,6 +282,11 @@ impl Fleet {
         self.desk().roster.learned_startup()
     }
 
+    /// Start-up time as measured; none until a start has been seen.
+    pub fn measured_startup(&self) -> Option<Duration> {
+        self.desk().roster.measured_startup()
+    }
+
     /// Rent that fell due since the last call. Intervals are adjacent, and their sum is exact.
     pub fn accrue(&self, now: Timestamp) -> RentDelta {
         self.desk().roster.accrue(now)

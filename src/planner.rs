@@ -8,6 +8,7 @@ mod capacity;
 mod past;
 mod pool;
 mod rent;
+mod startup;
 #[cfg(test)]
 mod tests;
 mod view;
@@ -21,8 +22,9 @@ use crate::economics::Timestamp;
 use crate::gateway::{Gateway, Pool};
 pub use capacity::{at_speed, speed_in};
 use pool::PoolPlanner;
-pub use pool::{CAPACITY_EVENT, REPLICAS_EVENT};
+pub use pool::{CAPACITY_EVENT, REPLICAS_EVENT, STARTUP_EVENT};
 use rent::RentBook;
+pub use startup::startup_in;
 
 /// The planner looks at least this often, so that gauges and rent are fresh.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);

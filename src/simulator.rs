@@ -24,12 +24,13 @@ pub const MOST_SLOTS: usize = 20_000_000;
 pub struct Tally {
     slot: Duration,
     slots: Vec<Slot>,
+    startups: Vec<(usize, Duration)>,
 }
 
 impl Tally {
     /// An empty tally with slots of that length, at least a millisecond.
     pub fn new(slot: Duration) -> Self {
-        Self { slot: slot.max(Duration::from_millis(1)), slots: Vec::new() }
+        Self { slot: slot.max(Duration::from_millis(1)), slots: Vec::new(), startups: Vec::new() }
     }
 
     /// Length of a slot.
@@ -39,7 +40,7 @@ impl Tally {
 
     /// Adds what arrived so long after the start of the trace.
     pub fn add(&mut self, arrival: Duration, seen: Slot) -> Result<(), TraceError> {
-        let index = usize::try_from(arrival.as_millis() / self.slot.as_millis()).unwrap_or(usize::MAX);
+        let index = self.index(arrival);
         if index >= MOST_SLOTS {
             return Err(TraceError::TooLong { arrival });
         }
@@ -48,6 +49,15 @@ impl Tally {
         }
         self.slots[index] += seen;
         Ok(())
+    }
+
+    /// Notes that replicas were known to take `startup` to start, from so long after the start of the trace on.
+    pub fn note_startup(&mut self, since: Duration, startup: Duration) {
+        self.startups.push((self.index(since), startup));
+    }
+
+    fn index(&self, since: Duration) -> usize {
+        usize::try_from(since.as_millis() / self.slot.as_millis()).unwrap_or(usize::MAX)
     }
 
     /// The demand of a horizon (by default the trace's own), every sum times `scale`.
@@ -60,7 +70,7 @@ impl Tally {
         let mut scaled = Scaled { scale, ..Scaled::default() };
         let mut slots: Vec<Slot> = kept().map(|slot| scaled.next(slot)).collect();
         slots.resize(count, Slot::default());
-        Demand { slot: self.slot, slots, arrivals }
+        Demand { slot: self.slot, slots, arrivals, startups: self.startups.clone() }
     }
 
     /// The scale at which the mean API bill is `rho` times the rent of one replica; none for a free trace.
@@ -126,13 +136,15 @@ pub struct Demand {
     pub slots: Vec<Slot>,
     /// Requests of the trace itself in each slot, before scaling.
     pub arrivals: Vec<u64>,
+    /// How long replicas were known to take to start, from a slot on, in order; before, it is the pool's.
+    pub startups: Vec<(usize, Duration)>,
 }
 
 impl Demand {
     /// Demand as it was seen, unscaled.
     pub fn new(slot: Duration, slots: Vec<Slot>) -> Self {
         let arrivals = slots.iter().map(|slot| slot.requests).collect();
-        Self { slot, slots, arrivals }
+        Self { slot, slots, arrivals, startups: Vec::new() }
     }
 
     /// Rent of one replica for one slot.
@@ -146,6 +158,18 @@ impl Demand {
             sum += *slot;
             sum
         })
+    }
+
+    /// The start-up time as it was known at the beginning of a slot.
+    pub fn startup_at(&self, pool: &PoolSpec, slot: usize) -> Duration {
+        let known = self.startups.iter().rev().find(|(from, _)| *from <= slot);
+        known.map_or(pool.startup, |(_, startup)| *startup)
+    }
+
+    /// How long a replica that is ordered in a slot really takes: as the next measurement says of the first ones.
+    pub fn startup_of_order(&self, pool: &PoolSpec, slot: usize) -> Duration {
+        let first = self.startups.first().map_or(pool.startup, |(_, startup)| *startup);
+        self.startup_at(&PoolSpec { startup: first, ..pool.clone() }, slot)
     }
 
     pub fn api_cost(&self) -> NanoUsd {

@@ -80,12 +80,8 @@ impl Policy for Adaptive {
     fn decide(&mut self, pool: &PoolSpec, at: Timestamp, finished: &Slot, fleet: Fleet) -> Decision {
         let slot = self.slot;
         let scales = Scales::new(pool, slot);
-        let layers = pool.max_replicas as usize;
-        let fits = |state: &State| state.scales == scales && state.layers.len() == layers;
-        if !self.state.as_ref().is_some_and(fits) {
-            self.state = Some(State::new(scales, layers, slot));
-        }
-        let state = self.state.as_mut().expect("made above if it was missing");
+        let state = self.state.get_or_insert_with(|| State::new(scales, slot));
+        state.fit(scales, pool.max_replicas as usize, slot);
         state.learn(pool, slot, at, finished);
         let wanted = state.wanted();
         let held = fleet.starting + fleet.ready;
@@ -135,6 +131,11 @@ impl Scales {
     fn reach(self) -> usize {
         4 * self.stretch
     }
+
+    /// Slots that a layer remembers one by one.
+    fn memory(self) -> usize {
+        (LAGS[LAGS.len() - 1] * self.unit).max(self.reach())
+    }
 }
 
 #[derive(Debug)]
@@ -175,20 +176,15 @@ struct Layer {
 }
 
 impl State {
-    #[expect(clippy::cast_precision_loss, reason = "the number of layers is small")]
-    fn new(scales: Scales, layers: usize, slot: Duration) -> Self {
+    fn new(scales: Scales, slot: Duration) -> Self {
         let rules = experts::rules();
-        let first = experts::first_rule(&rules);
         let keep = |half_life: Duration| (-slot.as_secs_f64() / half_life.as_secs_f64()).exp2();
-        let handicaps: Vec<f64> = (0..rules.len())
-            .map(|rule| if rule == first { 0.0 } else { HEAD_START * scales.price_of_a_change() })
-            .collect();
         let mut belief = [0.0; FEATURES];
         belief[..4].copy_from_slice(&[0.4, 0.2, 0.2, 0.2]);
         Self {
             scales,
-            layers: (0..layers).map(|_| Layer::new(scales, slot, &handicaps, first)).collect(),
-            shared: handicaps,
+            layers: Vec::new(),
+            shared: handicaps(&rules, scales),
             rules,
             regression: Regression::new(belief),
             chain: Chain::new(),
@@ -197,8 +193,24 @@ impl State {
             worth: Fading::default(),
             rent_of_work: Fading::default(),
             keep_loss: keep(LOSS_HALF_LIFE),
-            keep_lesson: keep(FORECAST_HALF_LIFE).powf(1.0 / layers.max(1) as f64),
+            keep_lesson: keep(FORECAST_HALF_LIFE),
             keep_count: keep(FORECAST_HALF_LIFE),
+        }
+    }
+
+    /// Follows a pool whose start-up was measured anew, or that may hold more replicas than before. What was
+    /// learnt is in rents and shares, so it stays; only memories that are cut into units are cut anew.
+    fn fit(&mut self, scales: Scales, layers: usize, slot: Duration) {
+        let has_other_units = (scales.unit, scales.stretch) != (self.scales.unit, self.scales.stretch);
+        self.scales = scales;
+        if has_other_units {
+            self.layers.iter_mut().for_each(|layer| layer.cut_anew(scales));
+        }
+        if self.layers.len() != layers {
+            let first = experts::first_rule(&self.rules);
+            let handicaps = handicaps(&self.rules, scales);
+            self.layers.resize_with(layers, || Layer::new(scales, slot, &handicaps, first));
+            self.keep_lesson = self.keep_count.powf(1.0 / layers.max(1) as f64);
         }
     }
 
@@ -254,9 +266,8 @@ impl State {
 
 impl Layer {
     fn new(scales: Scales, slot: Duration, handicaps: &[f64], first: usize) -> Self {
-        let longest = LAGS[LAGS.len() - 1] * scales.unit;
         Self {
-            history: History::new(longest.max(scales.reach())),
+            history: History::new(scales.memory()),
             means: [Fading::default(); HALF_LIVES.len()],
             long_means: [Fading::default(); LONG_HALF_LIVES.len()],
             hour: Rhythm::new(Duration::from_hours(1), slot, 0.25),
@@ -268,6 +279,13 @@ impl Layer {
             shadows: handicaps.iter().map(|loss| Shadow::losing(*loss)).collect(),
             pick: first,
         }
+    }
+
+    /// Other units: the gains that are remembered stay, what was known in the old units teaches nothing.
+    fn cut_anew(&mut self, scales: Scales) {
+        self.history.resize(scales.memory());
+        self.known = vec![[0.0; FEATURES]; scales.reach() + 1];
+        self.classes = vec![None; scales.unit];
     }
 
     fn charge(&mut self, gain: f64, life: Life, keep: f64, shared: &mut [f64]) {
@@ -373,6 +391,13 @@ impl Layer {
     }
 }
 
+/// What each rule has lost before anything was seen.
+fn handicaps(rules: &[Rule], scales: Scales) -> Vec<f64> {
+    let first = experts::first_rule(rules);
+    let of_others = HEAD_START * scales.price_of_a_change();
+    (0..rules.len()).map(|rule| if rule == first { 0.0 } else { of_others }).collect()
+}
+
 fn is_asleep(features: &Features) -> bool {
     features[..FEATURES - 1].iter().map(|feature| feature.abs()).sum::<f64>() < ASLEEP
 }
@@ -381,4 +406,71 @@ fn is_asleep(features: &Features) -> bool {
 fn stretches(scales: Scales) -> [(usize, usize); STRETCHES] {
     let stretch = scales.stretch;
     [(0, stretch), (stretch, 2 * stretch), (2 * stretch, 4 * stretch)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::catalog::{Billing, Capacity, Work};
+    use super::super::money::NanoUsd;
+    use super::*;
+
+    const MINUTE: Duration = Duration::from_mins(1);
+
+    fn pool() -> PoolSpec {
+        PoolSpec {
+            hourly: NanoUsd::from_nanos(3_000_000_000),
+            billing: Billing::WhileRunning,
+            request_fee: NanoUsd::ZERO,
+            capacity: Capacity {
+                input_tokens_per_second: 15_000,
+                output_tokens_per_second: 10_000,
+                max_in_flight: 64,
+            },
+            startup: MINUTE * 5,
+            minimum: MINUTE,
+            max_replicas: 8,
+        }
+    }
+
+    /// A slot that fills so many hundredths of a replica, at an API bill of five rents a replica.
+    fn filling(hundredths: u32) -> Slot {
+        Slot {
+            api_cost: NanoUsd::from_nanos(i64::from(hundredths) * 2_500_000),
+            work: Work(u64::from(hundredths) * 600_000),
+            requests: 1,
+            tokens: 1,
+        }
+    }
+
+    /// A policy at work, and the fleet that does as it says.
+    struct Run {
+        policy: Adaptive,
+        at: Timestamp,
+        held: u32,
+    }
+
+    impl Run {
+        fn new() -> Self {
+            Self { policy: Adaptive::new(MINUTE), at: Timestamp::ZERO, held: 0 }
+        }
+
+        fn pass(&mut self, pool: &PoolSpec, finished: &Slot) -> u32 {
+            let fleet = Fleet { starting: 0, ready: self.held };
+            self.held = self.policy.decide(pool, self.at, finished, fleet).target_replicas;
+            self.at = self.at + MINUTE;
+            self.held
+        }
+    }
+
+    #[test]
+    fn a_start_up_that_is_measured_anew_lets_the_fleet_go_on() {
+        let mut run = Run::new();
+        let mut pool = pool();
+        (0..180).for_each(|_| _ = run.pass(&pool, &filling(270)));
+        for minutes in [9, 4, 30, 1] {
+            pool.startup = MINUTE * minutes;
+            let held: Vec<_> = (0..90).map(|_| run.pass(&pool, &filling(270))).collect();
+            assert_eq!(held, [3; 90], "after a start-up of {minutes} minutes was measured");
+        }
+    }
 }

@@ -142,6 +142,11 @@ impl Roster {
         self.startup.unwrap_or(self.rules.pool.startup)
     }
 
+    /// None until a start was seen to its end.
+    pub(super) fn measured_startup(&self) -> Option<Duration> {
+        self.startup
+    }
+
     /// When the replica's present life began, and how many of its starts failed in a row.
     pub(super) fn history(&self, index: usize) -> (Option<Timestamp>, u32) {
         let slot = &self.slots[index];

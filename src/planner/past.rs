@@ -1,12 +1,12 @@
 //! How a restart takes up the volume where the ledger left it.
 
-use std::path::Path;
 use std::time::Duration;
 
 use tracing::{info, warn};
 
 use super::capacity::{CapacityWatch, speed_in};
 use super::pool::PoolPlanner;
+use super::startup::{StartupWatch, startup_in};
 use crate::economics::volume::VolumeWindow;
 use crate::economics::{Slot, Timestamp};
 use crate::gateway::Gateway;
@@ -33,7 +33,11 @@ impl PoolPlanner {
                 return false;
             }
         };
-        self.capacity = CapacityWatch::new(last_speed(&path, since, self.pool.name()), now);
+        let events = query::events(&path, since).unwrap_or_default();
+        let of_pool = || events.iter().rev().filter(|event| event.subject == self.pool.name());
+        let (speed, startup) = (of_pool().find_map(speed_in), of_pool().find_map(startup_in));
+        self.capacity = CapacityWatch::new(speed.unwrap_or(1.0), now);
+        self.startup = StartupWatch::new(startup.unwrap_or(self.pool.spec.startup));
         let mut rows = rows.into_iter().filter(|row| row.at < now && routes.contains(&row.route)).peekable();
         let Some(first) = rows.peek() else { return false };
         let mut slot = self.pool.slot_of(first.at);
@@ -58,11 +62,4 @@ impl PoolPlanner {
 
 fn demand(row: &Volume) -> Slot {
     Slot { api_cost: row.api_cost, work: row.work, requests: row.requests, tokens: row.usage.total_tokens() }
-}
-
-/// How fast the replicas turned out to be, before the restart.
-fn last_speed(path: &Path, since: Timestamp, pool: &str) -> f64 {
-    let events = query::events(path, since).unwrap_or_default();
-    let mut of_pool = events.iter().rev().filter(|event| event.subject == pool);
-    of_pool.find_map(speed_in).unwrap_or(1.0)
 }

@@ -8,6 +8,7 @@ use tracing::info;
 
 use super::capacity::CapacityWatch;
 use super::rent::RentBook;
+use super::startup::StartupWatch;
 use crate::economics::policy::policy_for;
 use crate::economics::volume::VolumeWindow;
 use crate::economics::{Billing, Decision, Policy, PoolSpec, Preference, Reason, Slot, Timestamp, Work};
@@ -18,6 +19,8 @@ use crate::ledger::Event;
 pub const REPLICAS_EVENT: &str = "replicas";
 /// Kind of the ledger's events that say how fast a pool's replicas turned out to be.
 pub const CAPACITY_EVENT: &str = "capacity";
+/// Kind of the ledger's events that say how long a pool's replicas turned out to take to start.
+pub const STARTUP_EVENT: &str = "startup";
 
 /// Real time after the end of a slot in which a call that closed in it may still be adding itself up, at most
 /// this share of a slot.
@@ -35,6 +38,7 @@ pub(super) struct PoolPlanner {
     /// Replicas ordered last: the decision's, or what a pin makes of it.
     pub(super) ordered: u32,
     pub(super) capacity: CapacityWatch,
+    pub(super) startup: StartupWatch,
     rent: RentBook,
     settling: Duration,
     /// What the policy was told of the other proxies, by slot.
@@ -55,6 +59,7 @@ impl PoolPlanner {
             decision: Decision::api(Reason::Cheapest),
             ordered: 0,
             capacity: CapacityWatch::new(1.0, now),
+            startup: StartupWatch::new(pool.spec.startup),
             rent: RentBook::default(),
             settling: settling(gateway, pool.settings.slot),
             told: BTreeMap::new(),
@@ -91,6 +96,7 @@ impl PoolPlanner {
                 self.count_counterfactual(&finished);
             }
             let before = self.decision.target_replicas;
+            self.follow_startup(gateway);
             self.learn(self.slot, finished);
             if before != self.decision.target_replicas {
                 self.note_target(gateway);
@@ -183,18 +189,18 @@ impl PoolPlanner {
         self.decision = self.policy.decide(&self.spec(), self.pool.slot_start(slot), finished, fleet);
     }
 
-    /// The pool as the policy sees it: with the start-up time that was measured, once it is more than a slot off
-    /// what the owner wrote. A smaller difference changes no plan for the better, and would make the replay of
-    /// a ledger differ.
+    /// The pool as the policy sees it: with the start-up time that was measured.
     pub(super) fn spec(&self) -> PoolSpec {
-        let configured = &self.pool.spec;
-        let learned = self.pool.backend.fleet.learned_startup();
-        let startup = if learned.abs_diff(configured.startup) > self.pool.settings.slot {
-            learned
-        } else {
-            configured.startup
-        };
-        PoolSpec { startup, ..configured.clone() }
+        PoolSpec { startup: self.startup.applied(), ..self.pool.spec.clone() }
+    }
+
+    fn follow_startup(&mut self, gateway: &Gateway) {
+        let measured = self.pool.backend.fleet.measured_startup();
+        if let Some(detail) = self.startup.follow(measured, self.pool.settings.slot) {
+            let name = self.pool.name();
+            info!(pool = name, "a replica of `{name}` is ready after {detail}");
+            self.note_event(gateway, STARTUP_EVENT, detail);
+        }
     }
 
     fn accrue(&mut self, gateway: &Gateway, duty: RentDuty, now: Timestamp) {

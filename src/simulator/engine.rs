@@ -41,9 +41,10 @@ impl Outcome {
 /// Replays `demand` under `policy`, from an empty fleet, the first slot beginning at `start`.
 pub fn run(policy: &mut dyn Policy, pool: &PoolSpec, demand: &Demand, start: Timestamp) -> Outcome {
     let name = policy.name();
-    let (mut finished, mut at) = (Slot::default(), start);
+    let (mut finished, mut at, mut known) = (Slot::default(), start, pool.clone());
     replay(name, pool, demand, |slot, fleet, now| {
-        let decision = policy.decide(pool, at, &finished, fleet.seen_at(now));
+        known.startup = demand.startup_at(pool, now as usize);
+        let decision = policy.decide(&known, at, &finished, fleet.seen_at(now));
         (finished, at) = (*slot, at + demand.slot);
         decision.target_replicas
     })
@@ -74,6 +75,7 @@ fn replay(
     let slot_rent = demand.slot_rent(pool);
     for ((slot, arrived), now) in demand.slots.iter().zip(&demand.arrivals).zip(0..) {
         let target = target(slot, &fleet, now).min(pool.max_replicas);
+        fleet.start_in(slots_in(demand.startup_of_order(pool, now as usize), demand.slot));
         fleet.hold(target, now);
         let (ready, billed) = fleet.pass(now);
         let spent = served.add(pool, demand, (slot, *arrived), ready) + rent(pool, slot_rent, billed);

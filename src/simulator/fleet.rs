@@ -10,21 +10,32 @@ const FOR_EVER: u32 = u32::MAX;
 pub struct SimulatedFleet {
     startup: u32,
     minimum: u32,
-    /// Slot of each order, oldest first.
-    ordered: Vec<u32>,
+    /// Oldest first.
+    replicas: Vec<Replica>,
     starts: u64,
     replica_slots: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Replica {
+    /// Slot of the order, and the first in which it serves.
+    ordered: u32,
+    ready: u32,
 }
 
 impl SimulatedFleet {
     /// An empty fleet whose replicas are ready `startup` slots after the order and billed for at least `minimum`.
     pub fn new(startup: u32, minimum: u32) -> Self {
-        Self { startup, minimum, ordered: Vec::new(), starts: 0, replica_slots: 0 }
+        Self { startup, minimum, replicas: Vec::new(), starts: 0, replica_slots: 0 }
     }
 
     /// A fleet that is there from the beginning, whatever is wanted.
     pub fn standing(replicas: u32) -> Self {
-        Self { ordered: vec![0; replicas as usize], minimum: FOR_EVER, ..Self::new(0, 0) }
+        Self {
+            replicas: vec![Replica { ordered: 0, ready: 0 }; replicas as usize],
+            minimum: FOR_EVER,
+            ..Self::new(0, 0)
+        }
     }
 
     /// The replicas at the beginning of slot `now`.
@@ -33,18 +44,22 @@ impl SimulatedFleet {
         Fleet { starting: self.len() - ready, ready }
     }
 
+    /// Replicas that are ordered from now on are ready after so many slots.
+    pub fn start_in(&mut self, startup: u32) {
+        self.startup = startup;
+    }
+
     /// Carries out a target at the beginning of slot `now`: orders what is missing, and stops the most
     /// recently started replicas whose minimum is paid. A stop that must wait is simply asked for again.
     pub fn hold(&mut self, target: u32, now: u32) {
         while self.len() < target {
-            self.ordered.push(now);
+            self.replicas.push(Replica { ordered: now, ready: now.saturating_add(self.startup) });
             self.starts += 1;
         }
         while self.len() > target {
-            let Some(index) = self.ordered.iter().rposition(|ordered| now - ordered >= self.minimum) else {
-                return;
-            };
-            self.ordered.remove(index);
+            let is_paid = |replica: &Replica| now - replica.ordered >= self.minimum;
+            let Some(index) = self.replicas.iter().rposition(is_paid) else { return };
+            self.replicas.remove(index);
         }
     }
 
@@ -60,8 +75,8 @@ impl SimulatedFleet {
         if self.minimum == FOR_EVER {
             return 0;
         }
-        let unpaid = |ordered: &u32| u64::from(self.minimum.saturating_sub(horizon - ordered));
-        let unpaid = self.ordered.iter().map(unpaid).sum();
+        let unpaid = |replica: &Replica| u64::from(self.minimum.saturating_sub(horizon - replica.ordered));
+        let unpaid = self.replicas.iter().map(unpaid).sum();
         self.replica_slots += unpaid;
         unpaid
     }
@@ -76,11 +91,11 @@ impl SimulatedFleet {
     }
 
     fn len(&self) -> u32 {
-        u32::try_from(self.ordered.len()).expect("a fleet is at most `max_replicas`")
+        u32::try_from(self.replicas.len()).expect("a fleet is at most `max_replicas`")
     }
 
     fn ready_at(&self, now: u32) -> u32 {
-        let ready = self.ordered.iter().filter(|ordered| now - **ordered >= self.startup).count();
+        let ready = self.replicas.iter().filter(|replica| now >= replica.ready).count();
         u32::try_from(ready).expect("a fleet is at most `max_replicas`")
     }
 }

@@ -6,6 +6,8 @@
 //! With a minimum of at most `D + 1` slots this is exact; a longer minimum only makes real fleets dearer, so
 //! the figure is then a lower bound.
 
+use std::time::Duration;
+
 use crate::economics::layers::{offered, slots_in};
 use crate::economics::{Billing, NanoUsd, PoolSpec};
 
@@ -18,7 +20,8 @@ const NEVER: i64 = i64::MIN / 4;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Optimum {
     pub total: NanoUsd,
-    /// False when the minimum is too long for the layers to be exact; the total is then a lower bound.
+    /// False when the minimum is too long for the layers to be exact, or the start-up time has changed; the total is
+    /// then a lower bound.
     pub exact: bool,
 }
 
@@ -34,10 +37,14 @@ pub fn optimum(pool: &PoolSpec, demand: &Demand) -> Optimum {
 }
 
 fn layered(pool: &PoolSpec, demand: &Demand) -> Optimum {
-    let startup = slots_in(pool.startup, demand.slot);
+    let shortest = demand.startups.iter().map(|(_, startup)| *startup).fold(pool.startup, Duration::min);
+    let startup = slots_in(shortest, demand.slot);
     let minimum = slots_in(pool.minimum, demand.slot);
     let saved: i64 = (1..=pool.max_replicas).map(|layer| best_layer(pool, demand, layer, startup)).sum();
-    Optimum { total: demand.api_cost() - NanoUsd::from_nanos(saved), exact: minimum <= startup + 1 }
+    Optimum {
+        total: demand.api_cost() - NanoUsd::from_nanos(saved),
+        exact: minimum <= startup + 1 && demand.startups.is_empty(),
+    }
 }
 
 /// The most that one layer can save, net of its rent, in nano-dollars.

@@ -17,6 +17,7 @@ use breakeven::fleet::ReplicaState;
 use breakeven::gateway::Pin;
 use breakeven::ledger::query;
 use breakeven::planner::REPLICAS_EVENT;
+use breakeven::planner::STARTUP_EVENT;
 use http::StatusCode;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
@@ -29,6 +30,7 @@ const SLOT_MILLIS: u64 = 60_000;
 const START: Timestamp = Timestamp::from_secs(1_764_000_000);
 /// Slots of the trace, and whether calls come in them.
 const TRACE: [(u32, bool); 5] = [(2, false), (16, true), (9, false), (15, true), (8, false)];
+const REPLICAS: u16 = 2;
 /// Wall time between two calls.
 const PAUSE: Duration = Duration::from_millis(50);
 /// Longest that a call may take: no cold start, which takes two seconds, is in it.
@@ -48,13 +50,21 @@ async fn start(folder: &Path, api: &FakeBackend) -> Proxy {
     Proxy::start(config, Clock::accelerated(START, SPEED)).await.unwrap()
 }
 
+/// Ports for the replicas, one after the other.
+fn free_ports() -> u16 {
+    let is_free = |port: u16| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok();
+    let any = || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut first = std::iter::repeat_with(any);
+    first.find(|first| (0..REPLICAS).all(|replica| is_free(first.saturating_add(replica)))).unwrap()
+}
+
 /// The start command is the replica; a shell around it writes down when it began and ended.
 fn config(folder: &Path, api: &str) -> String {
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let lives = folder.join("lives");
+    let port = free_ports();
+    let lives = folder.join("lives-{replica}");
     let script = format!(
-        "date +%s%N >> {lives}; {bin} fake-backend --listen 127.0.0.1:{port} --ttft-ms 2 --tpot-ms 0 \
-         --startup-ms 1800 & pid=$!; \
+        "date +%s%N >> {lives}; \
+         {bin} fake-backend --listen 127.0.0.1:{{{port}+replica}} --ttft-ms 2 --tpot-ms 0 --startup-ms 1650 & pid=$!; \
          trap 'kill $pid; wait $pid; date +%s%N >> {lives}; exit 0' TERM; wait $pid",
         lives = lives.display(),
         bin = env!("CARGO_BIN_EXE_breakeven"),
@@ -78,20 +88,21 @@ fn config(folder: &Path, api: &str) -> String {
 
         [backends.gpu]
         kind = "self_hosted"
-        base_url = "http://127.0.0.1:{port}/v1"
+        base_url = "http://127.0.0.1:{{{port}+replica}}/v1"
         hourly_usd = 2.99
         billing = "while_running"
-        capacity = {{ input_tokens_per_second = 100, output_tokens_per_second = 100, max_in_flight = 64 }}
-        startup = "4m"
+        capacity = {{ input_tokens_per_second = 3, output_tokens_per_second = 3, max_in_flight = 64 }}
+        # Less than half of what it takes.
+        startup = "90s"
         minimum = "1m"
-        max_replicas = 1
+        max_replicas = {REPLICAS}
         control = {{ kind = "command", start = ["sh", "-c", {script:?}], stop = ["true"] }}
 
         [routes.chat]
         models = ["house-model"]
         policy = "adaptive"
         offers = [
-          {{ backend = "openai", price = {{ input = 400, output = 400 }} }},
+          {{ backend = "openai", price = {{ input = 2000, output = 2000 }} }},
           {{ backend = "gpu", model = "llama" }},
         ]
         "#,
@@ -137,9 +148,9 @@ async fn stop_all(proxy: &Proxy) {
     tokio::time::timeout(Duration::from_secs(20), stopped).await.expect("the replicas stop");
 }
 
-/// When each replica process began and ended, in nanoseconds of the wall's clock.
-fn lives(folder: &Path) -> Vec<(u64, u64)> {
-    let text = std::fs::read_to_string(folder.join("lives")).unwrap();
+/// When each process of a replica began and ended, in nanoseconds of the wall's clock.
+fn lives(folder: &Path, replica: u16) -> Vec<(u64, u64)> {
+    let text = std::fs::read_to_string(folder.join(format!("lives-{replica}"))).unwrap();
     let instants: Vec<u64> = text.lines().map(|line| line.parse().unwrap()).collect();
     assert!(instants.len().is_multiple_of(2), "every replica that began has ended: {text}");
     instants.chunks(2).map(|life| (life[0], life[1])).collect()
@@ -213,8 +224,9 @@ fn check_calls(served: &[Served]) {
 fn check_rent(folder: &Path) {
     let rows = query::rent(&folder.join("breakeven.db"), Timestamp::ZERO).unwrap();
     assert!(rows.iter().all(|row| row.attributed + row.idle == row.rent));
-    let lives = lives(folder);
-    assert!(lives.len() >= 2, "at least one life for each of the two busy stretches: {lives:?}");
+    let lives: Vec<_> = (0..REPLICAS).flat_map(|replica| lives(folder, replica)).collect();
+    // The start-up is measured in the first stretch, and no replica is stopped for that.
+    assert_eq!(lives.len(), 4, "a life of each replica for each of the two busy stretches: {lives:?}");
     let paid: u64 = rows.iter().map(|row| row.replica_millis).sum();
     let lived: u64 = lives.iter().map(|(began, ended)| (ended - began) * u64::from(SPEED) / 1_000_000).sum();
     let unit = SLOT_MILLIS * u64::try_from(lives.len()).unwrap();
@@ -224,7 +236,8 @@ fn check_rent(folder: &Path) {
     assert!((due - rent).as_nanos().unsigned_abs() <= 2, "{rent} for {paid} ms, not {due}");
 }
 
-/// The simulator takes the same decision in every slot, and its total is within 5%.
+/// The simulator takes the same decision in every slot, and its total is within 10%: it counts start-ups in whole
+/// slots, and its replicas do no more than their capacity.
 fn check_replay(folder: &Path) {
     let (simulated, targets) = replay(folder);
     let mut first = u64::MAX;
@@ -233,10 +246,12 @@ fn check_replay(folder: &Path) {
     })
     .unwrap();
     assert_eq!(decided(folder, first, targets.len()), targets);
-    assert!(targets.contains(&1) && targets.contains(&0), "{targets:?}");
+    assert!(targets.contains(&2) && targets.contains(&0), "{targets:?}");
+    let events = query::events(&folder.join("breakeven.db"), Timestamp::ZERO).unwrap();
+    assert!(events.iter().any(|event| event.kind == STARTUP_EVENT), "a start-up was measured: {events:?}");
     let rows = query::totals(&folder.join("breakeven.db"), None, None, &[]).unwrap();
     let live: NanoUsd = rows.iter().map(query::Row::spend).sum();
     let total = simulated["policies"][0]["total_usd"].as_f64().unwrap();
     let off = live.to_usd_f64() / total - 1.0;
-    assert!(off.abs() < 0.05, "live {live}, simulated {total}: {:.1}% off", off * 100.0);
+    assert!(off.abs() < 0.10, "live {live}, simulated {total}: {:.1}% off", off * 100.0);
 }

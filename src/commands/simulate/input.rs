@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 
 use crate::economics::time::millis;
 use crate::economics::{NanoUsd, Slot, Timestamp};
+use crate::ledger::Event;
 use crate::ledger::query;
 use crate::planner;
 use crate::simulator::{Tally, priced, trace};
@@ -104,7 +105,7 @@ fn belongs(row: &query::TraceRow, economy: &Economy) -> bool {
 }
 
 /// What the planner saw: the calls of a slot are those that closed in it, with their own prices and work (whatever
-/// flags say of other traffic), at the speed of the replicas that was known then.
+/// flags say of other traffic), at the speed of the replicas, and with the start-up time, that were known then.
 fn read_ledger(path: &Path, economy: &Economy, start: Timestamp, tally: &mut Tally) -> anyhow::Result<()> {
     let slot = millis(tally.slot()).max(1);
     let mut slots: BTreeMap<u64, Slot> = BTreeMap::new();
@@ -118,7 +119,12 @@ fn read_ledger(path: &Path, economy: &Economy, start: Timestamp, tally: &mut Tal
             };
         }
     })?;
-    let speeds = Speeds::read(path, &economy.pool_name)?;
+    let events = query::events(path, Timestamp::ZERO)?;
+    let events: Vec<_> = events.iter().filter(|event| event.subject == economy.pool_name).collect();
+    let speeds = Speeds::of(&events);
+    for (at, startup) in events.iter().filter_map(|event| Some((event.at, planner::startup_in(event)?))) {
+        tally.note_startup(at.since(start), startup);
+    }
     for (number, seen) in slots {
         let at = Timestamp::from_millis(number * slot);
         tally.add(at.since(start), planner::at_speed(seen, speeds.at(at)))?;
@@ -130,10 +136,8 @@ fn read_ledger(path: &Path, economy: &Economy, start: Timestamp, tally: &mut Tal
 struct Speeds(Vec<(Timestamp, f64)>);
 
 impl Speeds {
-    fn read(path: &Path, pool: &str) -> anyhow::Result<Self> {
-        let events = query::events(path, Timestamp::ZERO)?;
-        let of_pool = events.iter().filter(|event| event.subject == pool);
-        Ok(Self(of_pool.filter_map(|event| Some((event.at, planner::speed_in(event)?))).collect()))
+    fn of(events: &[&Event]) -> Self {
+        Self(events.iter().filter_map(|event| Some((event.at, planner::speed_in(event)?))).collect())
     }
 
     fn at(&self, instant: Timestamp) -> f64 {

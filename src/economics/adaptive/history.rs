@@ -19,6 +19,23 @@ impl History {
         Self { sums: vec![0.0; slots + 1], seen: 0 }
     }
 
+    /// Remembers the last `slots` from now on. Of slots that were forgotten, the mean of the others is believed.
+    #[expect(clippy::cast_precision_loss, reason = "a few slots")]
+    pub(super) fn resize(&mut self, slots: usize) {
+        let known = self.seen.min(self.sums.len() - 1);
+        let before = self.sum_before(self.seen - known);
+        let mean = (self.sum_before(self.seen) - before) / known.max(1) as f64;
+        let mut sums = vec![0.0; slots + 1];
+        for back in 0..=slots.min(self.seen) {
+            let slot = self.seen - back;
+            let forgotten = back.saturating_sub(known);
+            let sum = if forgotten > 0 { before - mean * forgotten as f64 } else { self.sum_before(slot) };
+            let place = slot % sums.len();
+            sums[place] = sum;
+        }
+        self.sums = sums;
+    }
+
     pub(super) fn push(&mut self, gain: f64) {
         let sum = self.sum_before(self.seen) + gain;
         self.seen += 1;
@@ -125,6 +142,22 @@ mod tests {
         (1..=10).for_each(|gain| history.push(f64::from(gain)));
         assert!((history.mean(0, 4) - 8.5).abs() < 1e-12);
         assert!((history.mean(1, 3) - 8.5).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_longer_memory_keeps_what_is_known_and_believes_its_mean() {
+        let mut history = History::new(4);
+        (1..=10).for_each(|gain| history.push(f64::from(gain)));
+        history.resize(8);
+        assert!((history.mean(0, 4) - 8.5).abs() < 1e-12);
+        assert!((history.mean(4, 8) - 8.5).abs() < 1e-12);
+        history.push(11.0);
+        history.resize(2);
+        assert!((history.mean(0, 2) - 10.5).abs() < 1e-12);
+        let mut young = History::new(4);
+        young.push(6.0);
+        young.resize(8);
+        assert!((young.mean(0, 6) - 1.0).abs() < 1e-12, "before the beginning there is nothing");
     }
 
     #[test]
