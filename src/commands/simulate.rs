@@ -154,7 +154,7 @@ fn simulate(arguments: &SimulateArgs, economy: &Economy, source: &Source) -> any
     let settings = settings(arguments, economy);
     let tally = input::read(source, economy, settings.slot)?;
     let (demand, scale) = demand(arguments, economy, &tally)?;
-    let pool = demand.capped(&economy.pool);
+    let pool = source.pool(&economy.pool, &demand);
     // The optimum takes its time as well.
     let bar = output::progress(arguments.policy.len() as u64 + 1, &source.name);
     let outcomes = arguments

@@ -55,9 +55,6 @@ const VOLUME_HALF_LIVES: [f64; 3] = [2.0, 8.0, 30.0];
 /// Half-life of the ratio that tells whether a full replica would pay, in fifths of a start-up.
 const KAPPA_HALF_LIFE: f64 = 60.0;
 
-/// A layer with less than this in all its features is asleep and teaches nothing.
-const ASLEEP: f64 = 1e-3;
-
 /// The policy `adaptive`.
 #[derive(Debug)]
 pub struct Adaptive {
@@ -153,9 +150,8 @@ struct State {
     worth: Fading,
     rent_of_work: Fading,
     keep_loss: f64,
-    /// For one lesson of the regressions, and for a slot of the chain.
-    keep_lesson: f64,
-    keep_count: f64,
+    /// What a slot leaves of what the regressions and the chain have learnt.
+    keep_learnt: f64,
 }
 
 #[derive(Debug)]
@@ -168,9 +164,12 @@ struct Layer {
     week: Rhythm,
     /// Features of the last slots, in a ring: what was known then about what has come since.
     known: Vec<Features>,
-    /// Classes of the forecasts of the last unit, in a ring; none while the layer was asleep.
+    /// Classes of the forecasts of the last unit, in a ring; none before they were made.
     classes: Vec<Option<Class>>,
     seen: usize,
+    /// Until a layer has earned something it is asleep: it teaches nothing, counts nowhere and is not held, so that
+    /// no decision depends on how many more replicas there might be.
+    has_earned: bool,
     shadows: Vec<Shadow>,
     pick: usize,
 }
@@ -193,8 +192,7 @@ impl State {
             worth: Fading::default(),
             rent_of_work: Fading::default(),
             keep_loss: keep(LOSS_HALF_LIFE),
-            keep_lesson: keep(FORECAST_HALF_LIFE),
-            keep_count: keep(FORECAST_HALF_LIFE),
+            keep_learnt: keep(FORECAST_HALF_LIFE),
         }
     }
 
@@ -210,7 +208,6 @@ impl State {
             let first = experts::first_rule(&self.rules);
             let handicaps = handicaps(&self.rules, scales);
             self.layers.resize_with(layers, || Layer::new(scales, slot, &handicaps, first));
-            self.keep_lesson = self.keep_count.powf(1.0 / layers.max(1) as f64);
         }
     }
 
@@ -226,14 +223,15 @@ impl State {
         self.rent_of_work.see(rent, scales.rate(KAPPA_HALF_LIFE));
         let began = at.saturating_sub(slot);
         self.shared.iter_mut().for_each(|loss| *loss *= self.keep_loss);
+        let keep_lesson = self.keep_lesson();
         for (index, gain) in finished.gains_in_rents(pool, slot).enumerate() {
             let layer = &mut self.layers[index];
             layer.charge(gain, scales.life(), self.keep_loss, &mut self.shared);
             layer.see(gain, began, scales);
-            layer.teach(&mut self.regression, scales, self.keep_lesson);
+            layer.teach(&mut self.regression, scales, keep_lesson);
             let features = layer.features(at, scales, index, &self.volume);
             let forecast = self.regression.forecast(&features);
-            let advice = layer.count(&mut self.chain, &features, forecast, scales);
+            let advice = layer.count(&mut self.chain, forecast, scales);
             layer.remember(features);
             layer.decide(&self.rules, gain, forecast, advice, scales.life());
         }
@@ -243,9 +241,16 @@ impl State {
         }
     }
 
+    /// Forgetting of one lesson, so that a slot's lessons together forget what a slot should, however many teach.
+    #[expect(clippy::cast_precision_loss, reason = "the number of layers is small")]
+    fn keep_lesson(&self) -> f64 {
+        let teachers = self.layers.iter().filter(|layer| layer.lesson(self.scales).is_some()).count();
+        self.keep_learnt.powf(1.0 / teachers.max(1) as f64)
+    }
+
     fn improve_chain(&mut self) {
         let Scales { startup, unit, .. } = self.scales;
-        self.chain.fade(self.keep_count);
+        self.chain.fade(self.keep_learnt);
         self.slots_seen += 1;
         if self.slots_seen.is_multiple_of(SOLVE_EVERY * unit) {
             self.chain.solve((startup as usize).div_ceil(unit));
@@ -254,7 +259,8 @@ impl State {
 
     /// Layers whose rule wants a replica.
     fn wanted(&self) -> u32 {
-        let wanted = self.layers.iter().filter(|layer| layer.shadows[layer.pick].wants()).count();
+        let wants = |layer: &&Layer| layer.has_earned && layer.shadows[layer.pick].wants();
+        let wanted = self.layers.iter().filter(wants).count();
         u32::try_from(wanted).expect("at most `max_replicas` layers")
     }
 
@@ -276,6 +282,7 @@ impl Layer {
             known: vec![[0.0; FEATURES]; scales.reach() + 1],
             classes: vec![None; scales.unit],
             seen: 0,
+            has_earned: false,
             shadows: handicaps.iter().map(|loss| Shadow::losing(*loss)).collect(),
             pick: first,
         }
@@ -289,8 +296,10 @@ impl Layer {
     }
 
     fn charge(&mut self, gain: f64, life: Life, keep: f64, shared: &mut [f64]) {
+        self.has_earned |= gain > 0.0;
         for (shadow, shared) in self.shadows.iter_mut().zip(shared) {
-            *shared += shadow.charge(gain, life, keep);
+            let charge = shadow.charge(gain, life, keep);
+            *shared += if self.has_earned { charge } else { 0.0 };
         }
     }
 
@@ -307,16 +316,16 @@ impl Layer {
         self.week.see(began, gain);
     }
 
+    /// What was known `reach` slots ago; none while the layer is asleep.
+    fn lesson(&self, scales: Scales) -> Option<&Features> {
+        let then = self.seen.checked_sub(scales.reach())?;
+        self.has_earned.then(|| &self.known[then % self.known.len()])
+    }
+
     /// Shows the regression what came after what was known `reach` slots ago.
     fn teach(&self, regression: &mut Regression, scales: Scales, keep: f64) {
+        let Some(known) = self.lesson(scales) else { return };
         let reach = scales.reach();
-        if self.seen < reach {
-            return;
-        }
-        let known = &self.known[(self.seen - reach) % self.known.len()];
-        if is_asleep(known) {
-            return;
-        }
         let came = stretches(scales).map(|(from, to)| self.history.mean(reach - to, reach - from));
         regression.learn(known, came, keep);
     }
@@ -351,20 +360,14 @@ impl Layer {
     }
 
     /// Shows the chain the change of class in the last unit, and asks it what is best now.
-    fn count(
-        &mut self,
-        chain: &mut Chain,
-        features: &Features,
-        forecast: [f64; STRETCHES],
-        scales: Scales,
-    ) -> Advice {
+    fn count(&mut self, chain: &mut Chain, forecast: [f64; STRETCHES], scales: Scales) -> Advice {
         let [near, next, _] = forecast;
         let class = Class::of(near, next);
         let place = self.seen % self.classes.len();
-        if let Some(before) = self.classes[place] {
+        if let Some(before) = self.classes[place].filter(|_| self.has_earned) {
             chain.learn(before, class, self.history.mean(0, scales.unit));
         }
-        self.classes[place] = (!is_asleep(features)).then_some(class);
+        self.classes[place] = Some(class);
         chain.advice(class)
     }
 
@@ -396,10 +399,6 @@ fn handicaps(rules: &[Rule], scales: Scales) -> Vec<f64> {
     let first = experts::first_rule(rules);
     let of_others = HEAD_START * scales.price_of_a_change();
     (0..rules.len()).map(|rule| if rule == first { 0.0 } else { of_others }).collect()
-}
-
-fn is_asleep(features: &Features) -> bool {
-    features[..FEATURES - 1].iter().map(|feature| feature.abs()).sum::<f64>() < ASLEEP
 }
 
 /// Slots ahead that are forecast.
@@ -471,6 +470,19 @@ mod tests {
             pool.startup = MINUTE * minutes;
             let held: Vec<_> = (0..90).map(|_| run.pass(&pool, &filling(270))).collect();
             assert_eq!(held, [3; 90], "after a start-up of {minutes} minutes was measured");
+        }
+    }
+
+    #[test]
+    fn replicas_that_are_never_filled_change_no_decision() {
+        let (mut few, mut many) = (Run::new(), Run::new());
+        let (least, most) = (PoolSpec { max_replicas: 2, ..pool() }, pool());
+        let mut random = 1_u32;
+        for slot in 0..4000 {
+            random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let is_busy = slot / 40 % 3 == 1;
+            let finished = filling(if is_busy { random >> 25 } else { 0 });
+            assert_eq!(few.pass(&least, &finished), many.pass(&most, &finished), "slot {slot}");
         }
     }
 }

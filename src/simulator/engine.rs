@@ -57,7 +57,8 @@ pub fn run_fixed(replicas: u32, pool: &PoolSpec, demand: &Demand) -> Outcome {
 
 /// The cheapest constant fleet, chosen with hindsight.
 pub fn best_fixed(pool: &PoolSpec, demand: &Demand) -> Outcome {
-    (0..=pool.max_replicas)
+    // More than the busiest slot can fill save nothing.
+    (0..=demand.capped(pool).max_replicas)
         .map(|replicas| run_fixed(replicas, pool, demand))
         .min_by_key(Outcome::total)
         .expect("no replicas at all is always a choice")

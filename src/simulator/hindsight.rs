@@ -40,7 +40,8 @@ fn layered(pool: &PoolSpec, demand: &Demand) -> Optimum {
     let shortest = demand.startups.iter().map(|(_, startup)| *startup).fold(pool.startup, Duration::min);
     let startup = slots_in(shortest, demand.slot);
     let minimum = slots_in(pool.minimum, demand.slot);
-    let saved: i64 = (1..=pool.max_replicas).map(|layer| best_layer(pool, demand, layer, startup)).sum();
+    let layers = demand.capped(pool).max_replicas;
+    let saved: i64 = (1..=layers).map(|layer| best_layer(pool, demand, layer, startup)).sum();
     Optimum {
         total: demand.api_cost() - NanoUsd::from_nanos(saved),
         exact: minimum <= startup + 1 && demand.startups.is_empty(),

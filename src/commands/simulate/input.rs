@@ -8,11 +8,11 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 
 use crate::economics::time::millis;
-use crate::economics::{NanoUsd, Slot, Timestamp};
+use crate::economics::{NanoUsd, PoolSpec, Slot, Timestamp};
 use crate::ledger::Event;
 use crate::ledger::query;
 use crate::planner;
-use crate::simulator::{Tally, priced, trace};
+use crate::simulator::{Demand, Tally, priced, trace};
 
 use super::super::economy::Economy;
 use super::{SimulateArgs, output};
@@ -30,6 +30,17 @@ pub(super) struct Source {
 enum Kind {
     Trace(PathBuf),
     Ledger(PathBuf),
+}
+
+impl Source {
+    /// The pool that the traffic is for. Of a ledger it is the one that was there, which did not know how much it would
+    /// need; elsewhere no larger than the busiest slot can fill.
+    pub(super) fn pool(&self, configured: &PoolSpec, demand: &Demand) -> PoolSpec {
+        match self.kind {
+            Kind::Trace(_) => demand.capped(configured),
+            Kind::Ledger(_) => configured.clone(),
+        }
+    }
 }
 
 pub(super) fn sources(arguments: &SimulateArgs, economy: &Economy) -> anyhow::Result<Vec<Source>> {

@@ -9,7 +9,7 @@
 pub(super) const STRETCHES: usize = 3;
 
 /// What a forecast is made from.
-pub(super) const FEATURES: usize = 28;
+pub(super) const FEATURES: usize = 26;
 
 pub(super) type Features = [f64; FEATURES];
 
@@ -76,7 +76,7 @@ mod tests {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             f64::from(state >> 8) / f64::from(1_u32 << 24)
         };
-        let law = |features: &Features| [2.0 * features[0] - features[5], features[27], 0.5];
+        let law = |features: &Features| [2.0 * features[0] - features[5], features[25], 0.5];
         // The ridge holds the constant back until there is much more evidence than its own weight.
         for _ in 0..30_000 {
             let mut features = [0.0; FEATURES];
