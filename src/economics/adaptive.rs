@@ -11,24 +11,30 @@
 //! Forecasts are linear regressions learnt online. They earn their place like every other rule: where they are
 //! no better than the simple rules, the simple rules are followed.
 //!
-//! Guards: nothing is started while a full replica would not earn its rent (`kappa < 1`), minimums are
+//! Guards: nothing is started while a full replica would not earn its rent (`kappa < 1`). While that is so of the day's
+//! traffic, the replicas may cost a start more than they save, and are given up when they do. Minimums are
 //! honoured, and never more is wanted than the pool may hold. All quantities are in rents of a slot; money is
 //! counted elsewhere.
+//!
+//! All this is about rent that is due while a replica runs. What is paid anyway is held, and what is paid by use is
+//! held while it is cheaper.
 
 mod chain;
 mod experts;
 mod forecast;
 mod history;
+mod realised;
 
 use std::time::Duration;
 
 use super::layers::slots_in;
 use super::policy::{Decision, Fleet, Policy, Reason, Slot};
-use super::{PoolSpec, Timestamp, break_even};
+use super::{Billing, PoolSpec, Timestamp, break_even};
 use chain::{Advice, Chain, Class};
 use experts::{HALF_LIVES, Life, Rule, Shadow, Sight};
 use forecast::{FEATURES, Features, Regression, STRETCHES};
 use history::{Fading, History, Rhythm, rate};
+use realised::Realised;
 
 /// Losses are halved in this time.
 const LOSS_HALF_LIFE: Duration = Duration::from_hours(48);
@@ -55,17 +61,21 @@ const VOLUME_HALF_LIVES: [f64; 3] = [2.0, 8.0, 30.0];
 /// Half-life of the ratio that tells whether a full replica would pay, in fifths of a start-up.
 const KAPPA_HALF_LIFE: f64 = 60.0;
 
+/// Half-life of the same ratio, and of what was lost, by which a fleet is given up.
+const DAY: Duration = Duration::from_hours(24);
+
 /// The policy `adaptive`.
 #[derive(Debug)]
 pub struct Adaptive {
     slot: Duration,
+    traffic: Traffic,
     state: Option<State>,
 }
 
 impl Adaptive {
     /// A policy that is asked once a slot of that length.
     pub fn new(slot: Duration) -> Self {
-        Self { slot: slot.max(Duration::from_millis(1)), state: None }
+        Self { slot: slot.max(Duration::from_millis(1)), traffic: Traffic::default(), state: None }
     }
 }
 
@@ -77,13 +87,74 @@ impl Policy for Adaptive {
     fn decide(&mut self, pool: &PoolSpec, at: Timestamp, finished: &Slot, fleet: Fleet) -> Decision {
         let slot = self.slot;
         let scales = Scales::new(pool, slot);
-        let state = self.state.get_or_insert_with(|| State::new(scales, slot));
-        state.fit(scales, pool.max_replicas as usize, slot);
-        state.learn(pool, slot, at, finished);
-        let wanted = state.wanted();
-        let held = fleet.starting + fleet.ready;
-        let target = if state.pays() { wanted } else { wanted.min(held) };
+        self.traffic.see(pool, slot, finished, scales);
+        let target = match pool.billing {
+            Billing::Committed => pool.max_replicas,
+            Billing::PerUse if self.traffic.pays() => self.traffic.fills(),
+            Billing::PerUse => 0,
+            Billing::WhileRunning => {
+                let state = self.state.get_or_insert_with(|| State::new(scales, slot));
+                state.fit(scales, pool.max_replicas as usize, slot);
+                state.learn(pool, slot, at, finished, &self.traffic.volume);
+                state.target(&self.traffic, fleet)
+            }
+        };
         Decision::hold(target.min(pool.max_replicas), Reason::Cheapest)
+    }
+}
+
+/// The traffic of late, whatever is held.
+#[derive(Debug, Default)]
+struct Traffic {
+    /// The volume in replicas.
+    volume: [Fading; VOLUME_HALF_LIVES.len()],
+    /// The most of it, halved in a day.
+    busiest: f64,
+    of_late: Worth,
+    of_the_day: Worth,
+}
+
+/// What traffic is worth beside the rent of its work.
+#[derive(Debug, Default)]
+struct Worth {
+    worth: Fading,
+    rent_of_work: Fading,
+}
+
+impl Worth {
+    fn see(&mut self, worth: f64, rent_of_work: f64, rate: f64) {
+        self.worth.see(worth, rate);
+        self.rent_of_work.see(rent_of_work, rate);
+    }
+
+    /// Whether a replica that is always full would earn its rent.
+    fn pays(&self) -> bool {
+        self.worth.mean >= self.rent_of_work.mean
+    }
+}
+
+impl Traffic {
+    fn see(&mut self, pool: &PoolSpec, slot: Duration, finished: &Slot, scales: Scales) {
+        let replicas = finished.work.as_replica_seconds_f64() / slot.as_secs_f64();
+        for (mean, half_life) in self.volume.iter_mut().zip(VOLUME_HALF_LIVES) {
+            mean.see(replicas, scales.rate(half_life));
+        }
+        let day = rate(DAY.as_secs_f64() / slot.as_secs_f64());
+        self.busiest = replicas.max(self.busiest * (1.0 - day));
+        let worth = finished.worth(pool).to_usd_f64();
+        let rent_of_work = break_even::rent_of_work(pool, finished).to_usd_f64();
+        self.of_late.see(worth, rent_of_work, scales.rate(KAPPA_HALF_LIFE));
+        self.of_the_day.see(worth, rent_of_work, day);
+    }
+
+    fn pays(&self) -> bool {
+        self.of_late.pays()
+    }
+
+    /// Replicas that the volume fills at its busiest.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "`as` saturates")]
+    fn fills(&self) -> u32 {
+        self.busiest.ceil() as u32
     }
 }
 
@@ -145,10 +216,8 @@ struct State {
     slots_seen: usize,
     /// Losses of each rule on all layers.
     shared: Vec<f64>,
-    /// The volume in replicas.
-    volume: [Fading; VOLUME_HALF_LIVES.len()],
-    worth: Fading,
-    rent_of_work: Fading,
+    realised: Realised,
+    keep_realised: f64,
     keep_loss: f64,
     /// What a slot leaves of what the regressions and the chain have learnt.
     keep_learnt: f64,
@@ -188,9 +257,8 @@ impl State {
             regression: Regression::new(belief),
             chain: Chain::new(),
             slots_seen: 0,
-            volume: [Fading::default(); VOLUME_HALF_LIVES.len()],
-            worth: Fading::default(),
-            rent_of_work: Fading::default(),
+            realised: Realised::default(),
+            keep_realised: keep(DAY),
             keep_loss: keep(LOSS_HALF_LIFE),
             keep_learnt: keep(FORECAST_HALF_LIFE),
         }
@@ -212,15 +280,9 @@ impl State {
     }
 
     /// Learns a finished slot that ended at `at`, and lets every rule decide for the next.
-    fn learn(&mut self, pool: &PoolSpec, slot: Duration, at: Timestamp, finished: &Slot) {
+    fn learn(&mut self, pool: &PoolSpec, slot: Duration, at: Timestamp, finished: &Slot, volume: &[Fading]) {
         let scales = self.scales;
-        let replicas = finished.work.as_replica_seconds_f64() / slot.as_secs_f64();
-        for (mean, half_life) in self.volume.iter_mut().zip(VOLUME_HALF_LIVES) {
-            mean.see(replicas, scales.rate(half_life));
-        }
-        self.worth.see(finished.worth(pool).to_usd_f64(), scales.rate(KAPPA_HALF_LIFE));
-        let rent = break_even::rent_of_work(pool, finished).to_usd_f64();
-        self.rent_of_work.see(rent, scales.rate(KAPPA_HALF_LIFE));
+        self.realised.pass(finished.gains_in_rents(pool, slot), scales.life(), self.keep_realised);
         let began = at.saturating_sub(slot);
         self.shared.iter_mut().for_each(|loss| *loss *= self.keep_loss);
         let keep_lesson = self.keep_lesson();
@@ -229,7 +291,7 @@ impl State {
             layer.charge(gain, scales.life(), self.keep_loss, &mut self.shared);
             layer.see(gain, began, scales);
             layer.teach(&mut self.regression, scales, keep_lesson);
-            let features = layer.features(at, scales, index, &self.volume);
+            let features = layer.features(at, scales, index, volume);
             let forecast = self.regression.forecast(&features);
             let advice = layer.count(&mut self.chain, forecast, scales);
             layer.remember(features);
@@ -264,9 +326,24 @@ impl State {
         u32::try_from(wanted).expect("at most `max_replicas` layers")
     }
 
-    /// Whether a replica that is always full would earn its rent, by the traffic of late.
-    fn pays(&self) -> bool {
-        self.worth.mean >= self.rent_of_work.mean
+    /// As many replicas as may be held if one start may be lost, and what was saved besides.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "`as` saturates")]
+    fn replicas_at_the_price_of_a_start(&self) -> u32 {
+        let starts_left = 1.0 - self.realised.loss() / self.scales.price_of_a_change();
+        if starts_left < 0.0 { 0 } else { self.realised.held().saturating_add(starts_left.round() as u32) }
+    }
+
+    /// What is wanted, within the guards.
+    fn target(&mut self, traffic: &Traffic, fleet: Fleet) -> u32 {
+        let held = fleet.starting + fleet.ready;
+        let wanted = if traffic.pays() { self.wanted() } else { self.wanted().min(held) };
+        let target = if traffic.of_the_day.pays() {
+            wanted
+        } else {
+            wanted.min(self.replicas_at_the_price_of_a_start())
+        };
+        self.realised.hold(target, self.scales.life());
+        target
     }
 }
 

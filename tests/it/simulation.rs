@@ -173,6 +173,40 @@ fn a_machine_that_can_never_pay_is_never_started() {
     }
 }
 
+/// Output that pays a replica for two hours, input that does not for ten: full all the time it would lose.
+#[test]
+fn traffic_that_only_pays_at_times_costs_at_most_a_start_a_day_more_than_the_api() {
+    let pool = PoolSpec { hourly: "18".parse().unwrap(), ..pool() };
+    let call = |input, output| {
+        priced(&card("0.15", "0.60"), &pool.capacity, &breakeven::economics::Usage::new(input, output), 1)
+    };
+    let half_a_day = [(120, call(0, 1_200_000)), (600, call(1_800_000, 0))];
+    let slots = half_a_day.iter().flat_map(|(length, slot)| vec![*slot; *length]);
+    let demand = Demand::new(MINUTE, slots.cycle().take(7 * 1440).collect());
+    assert!(demand.kappa(&pool).unwrap() < 1.0);
+    let pool = demand.capped(&pool);
+    let outcome = engine::run(&mut Adaptive::new(MINUTE), &pool, &demand, Timestamp::ZERO);
+    let start_a_day = demand.slot_rent(&pool).mul_div_floor(7 * 5, 1);
+    let most = demand.api_cost() + start_a_day;
+    assert!(outcome.total() <= most, "{} > {most}, {} starts", outcome.total(), outcome.starts);
+    assert!(outcome.starts > 0, "what has not lost anything is tried");
+}
+
+#[test]
+fn what_is_paid_by_use_is_held_while_it_is_cheaper() {
+    let by_use = |hourly: &str| {
+        let pool =
+            PoolSpec { billing: Billing::PerUse, hourly: hourly.parse().unwrap(), max_replicas: 2, ..pool() };
+        let demand = demand("syn_onoff30m_7d", 7, 3.0, &pool, &card("0.15", "0.60"));
+        let pool = demand.capped(&pool);
+        let outcome = engine::run(&mut Adaptive::new(MINUTE), &pool, &demand, Timestamp::ZERO);
+        (ratio(&outcome, &optimum(&pool, &demand)), outcome.starts)
+    };
+    let (found, _) = by_use("2.99");
+    assert!(found < 1.03, "{found}");
+    assert_eq!(by_use("29.90"), (1.0, 0));
+}
+
 /// Slots of a minute with that many dollars of API bill and replica-seconds of work, in thousandths.
 fn slots(worth: &[(u32, u32)]) -> Demand {
     let slot = |(dollars, seconds): &(u32, u32)| Slot {
