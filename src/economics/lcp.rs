@@ -37,7 +37,8 @@ impl LazyLayer {
     }
 }
 
-/// The policy `lcp`: every layer on its own, with `a = b = 1`.
+/// The policy `lcp`: every layer on its own, with `a = b = 1`. The price of a change is at least the rent of a slot, because
+/// a slot that has begun is paid.
 #[derive(Debug, Clone)]
 pub struct LazyCapacity {
     slot: Duration,
@@ -56,7 +57,7 @@ impl Policy for LazyCapacity {
     }
 
     fn decide(&mut self, pool: &PoolSpec, _: Timestamp, finished: &Slot, _: Fleet) -> Decision {
-        let beta = f64::from(slots_in(pool.startup, self.slot));
+        let beta = f64::from(slots_in(pool.startup, self.slot).max(1));
         self.layers.resize(pool.max_replicas as usize, LazyLayer::default());
         for (layer, gain) in self.layers.iter_mut().zip(finished.gains_in_rents(pool, self.slot)) {
             layer.learn(gain, beta, beta);

@@ -320,6 +320,9 @@ proptest! {
         // The theorem's policy knows the slot that it decides for. Ours knows a slot when it is over, so each
         // start misses one slot of API cost, and each stop pays one slot of rent.
         let dearest: NanoUsd = demand.slots.iter().map(|slot| slot.api_cost).max().unwrap();
+        // A layer is started on gains that exceeded its rent by a slot's rent since it was stopped.
+        let on_starts = demand.slot_rent(&pool).mul_div_floor(outcome.starts, 1);
+        prop_assert!(on_starts <= demand.api_cost(), "{} starts", outcome.starts);
         let known_late = (dearest + demand.slot_rent(&pool)).mul_div_floor(outcome.starts + 1, 1);
         let bound = best.total.mul_div_floor(3, 1) + known_late;
         prop_assert!(outcome.total() <= bound, "{} > {bound}", outcome.total());
