@@ -1,7 +1,7 @@
 //! The loop: show the finished slot to the policy, carry out what it wants, serve, bill.
 
 use crate::economics::layers::{offered, slots_in};
-use crate::economics::{Billing, NanoUsd, Policy, PoolSpec, Slot, Timestamp};
+use crate::economics::{Billing, NanoUsd, Policy, PoolSpec, Preference, Reason, Slot, Timestamp};
 
 use super::Demand;
 use super::fleet::SimulatedFleet;
@@ -46,13 +46,14 @@ pub fn run(policy: &mut dyn Policy, pool: &PoolSpec, demand: &Demand, start: Tim
         known.startup = demand.startup_at(pool, now as usize);
         let decision = policy.decide(&known, at, &finished, fleet.seen_at(now));
         (finished, at) = (*slot, at + demand.slot);
-        decision.target_replicas
+        let is_api_only = (decision.preference, decision.reason) == (Preference::Api, Reason::Pinned);
+        Wanted { target: decision.target_replicas, serves: !is_api_only }
     })
 }
 
 /// Replays `demand` with a constant fleet.
 pub fn run_fixed(replicas: u32, pool: &PoolSpec, demand: &Demand) -> Outcome {
-    replay("fixed", pool, demand, |_, _, _| replicas)
+    replay("fixed", pool, demand, |_, _, _| Wanted { target: replicas, serves: true })
 }
 
 /// The cheapest constant fleet, chosen with hindsight.
@@ -64,21 +65,30 @@ pub fn best_fixed(pool: &PoolSpec, demand: &Demand) -> Outcome {
         .expect("no replicas at all is always a choice")
 }
 
+/// What is wanted of the replicas in a slot.
+struct Wanted {
+    target: u32,
+    /// Whether those that are there serve: pinned to the API none does, though it may be paid anyway.
+    serves: bool,
+}
+
 fn replay(
     name: &str,
     pool: &PoolSpec,
     demand: &Demand,
-    mut target: impl FnMut(&Slot, &SimulatedFleet, u32) -> u32,
+    mut wanted: impl FnMut(&Slot, &SimulatedFleet, u32) -> Wanted,
 ) -> Outcome {
     let mut fleet = fleet(pool, demand);
     let mut served = Served::default();
     let mut slots = Vec::with_capacity(demand.slots.len());
     let slot_rent = demand.slot_rent(pool);
     for ((slot, arrived), now) in demand.slots.iter().zip(&demand.arrivals).zip(0..) {
-        let target = target(slot, &fleet, now).min(pool.max_replicas);
+        let Wanted { target, serves } = wanted(slot, &fleet, now);
+        let target = target.min(pool.max_replicas);
         fleet.start_in(slots_in(demand.startup_of_order(pool, now as usize), demand.slot));
         fleet.hold(target, now);
         let (ready, billed) = fleet.pass(now);
+        let ready = if serves { ready } else { 0 };
         let spent = served.add(pool, demand, (slot, *arrived), ready) + rent(pool, slot_rent, billed);
         slots.push(ServedSlot { target, ready, spent });
     }

@@ -408,6 +408,17 @@ fn a_machine_that_is_paid_anyway_serves_at_any_volume() {
 }
 
 #[test]
+fn pinned_to_the_api_nothing_is_served_by_what_is_paid_anyway() {
+    let pool = PoolSpec { billing: Billing::Committed, max_replicas: 2, ..pool() };
+    let demand = steady(3, 60, |_| 0.0);
+    let mut policy = policy_for(&PolicyKind::Api, &PolicySettings::default());
+    let outcome = engine::run(policy.as_mut(), &pool, &demand, Timestamp::ZERO);
+    let rent = demand.slot_rent(&pool).mul_div_floor(120, 1);
+    assert_eq!((outcome.api, outcome.rent), (demand.api_cost(), rent));
+    assert_eq!((outcome.self_hosted_requests, outcome.slots[30].ready), (0, 0));
+}
+
+#[test]
 fn the_same_trace_gives_the_same_run() {
     let demand = demand("syn_onoff30m_7d", 7, 1.0, &pool(), &card("0.15", "0.60"));
     let pool = demand.capped(&pool());

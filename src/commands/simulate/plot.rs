@@ -8,6 +8,7 @@ use plotters::coord::types::RangedCoordf64;
 use plotters::element::DashedPathElement;
 use plotters::prelude::*;
 
+use crate::economics::Billing;
 use crate::economics::NanoUsd;
 use crate::simulator::engine::Outcome;
 
@@ -153,10 +154,12 @@ fn volume(simulation: &Simulation, axis: &Axis) -> Panel {
         colour: BREAK_EVEN,
         shape: Shape::Dashed,
     };
+    // Paid by use there is no rent to reach.
+    let lines = if simulation.pool.billing == Billing::PerUse { vec![bill] } else { vec![bill, break_even] };
     Panel {
         title: format!("{}: what the traffic would cost on the API", simulation.trace),
         unit: "USD an hour",
-        lines: vec![bill, break_even],
+        lines,
     }
 }
 
@@ -166,7 +169,7 @@ fn replicas(simulation: &Simulation, axis: &Axis) -> Panel {
     };
     let of_policy = |(index, outcome): (usize, &Outcome)| {
         let (colour, shape) = look(index, &outcome.name);
-        (outcome.starts > 0).then(|| Line {
+        outcome.slots.iter().any(|slot| slot.ready > 0).then(|| Line {
             name: outcome.name.clone(),
             points: held(outcome),
             colour,
@@ -216,6 +219,10 @@ impl Panel {
             self.lines.iter().partition(|line| line.shape == Shape::Dashed);
         for line in below.into_iter().chain(above) {
             line.draw(&mut chart)?;
+        }
+        // Of nothing it would be an empty box.
+        if self.lines.is_empty() {
+            return Ok(());
         }
         chart
             .configure_series_labels()
