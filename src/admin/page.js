@@ -241,9 +241,10 @@ function showPool(view, pool) {
   const { replicas = {} } = pool;
   const ratio = finite(pool.break_even_requests_per_hour) && pool.break_even_requests_per_hour > 0
     ? `${Math.round((100 * pool.volume_requests_per_hour) / pool.break_even_requests_per_hour)}%` : "–";
+  const pays = pool.billing === "per_use" && pool.kappa >= 1 ? "always" : "never";
   showTiles(shown("facts"), [
     ["Volume", `${count(pool.volume_requests_per_hour)}/h`, "mix"],
-    ["Break-even", finite(pool.break_even_requests_per_hour) ? `${count(pool.break_even_requests_per_hour)}/h` : "never", "even"],
+    ["Break-even", finite(pool.break_even_requests_per_hour) ? `${count(pool.break_even_requests_per_hour)}/h` : pays, "even"],
     ["Volume of break-even", ratio],
     ["Replicas", `${count(replicas.ready)} ready${replicas.starting ? `, ${count(replicas.starting)} starting` : ""}`],
     ["Wanted", `${count(replicas.wanted)}, at most ${count(replicas.max)}`],

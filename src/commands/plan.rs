@@ -14,7 +14,7 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use crate::economics::break_even::break_even_requests_per_day;
-use crate::economics::{NanoUsd, PoolSpec, PriceCard, Slot, Usage, Work};
+use crate::economics::{Billing, NanoUsd, PoolSpec, PriceCard, Slot, Usage, Work};
 use crate::simulator::priced;
 
 use super::economy::EconomyArgs;
@@ -146,7 +146,8 @@ fn volumes(arguments: &PlanArgs) -> Vec<u64> {
 /// The stable shape of `--format json`.
 #[derive(Debug, Clone, Serialize)]
 pub struct Plan {
-    /// None when the API is free or the work cannot be compared.
+    /// None when the API is free, the work cannot be compared, or the machine is paid by use: then it is `kappa` alone
+    /// that decides, at any volume.
     pub break_even_requests_per_day: Option<f64>,
     pub rows: Vec<Row>,
     pub machine: String,
@@ -251,8 +252,11 @@ impl<'a> Day<'a> {
         Self { pool: &comparison.pool, slot, api: slot.api_cost }
     }
 
-    /// Machines for all of it, at least one, at most the largest fleet.
+    /// Machines for all of it, at least one, at most the largest fleet; all of those that are paid anyway.
     fn needed(&self) -> u32 {
+        if self.pool.billing == Billing::Committed {
+            return self.pool.max_replicas;
+        }
         self.slot.replicas_filled(DAY).clamp(1, self.pool.max_replicas.max(1))
     }
 
@@ -266,8 +270,10 @@ impl<'a> Day<'a> {
         let room = crate::economics::layers::offered(replicas, DAY);
         let served = self.slot.work.0.min(room);
         let rent = match self.pool.billing {
-            crate::economics::Billing::PerUse => self.pool.hourly.mul_div_floor(served, 3_600_000_000),
-            _ => self.pool.hourly.mul_div_floor(24 * u64::from(replicas), 1),
+            Billing::PerUse => self.pool.hourly.mul_div_floor(served, 3_600_000_000),
+            Billing::Committed | Billing::WhileRunning => {
+                self.pool.hourly.mul_div_floor(24 * u64::from(replicas), 1)
+            }
         };
         self.api - self.slot.saved_by(self.pool, replicas, DAY) + rent
     }
@@ -275,6 +281,9 @@ impl<'a> Day<'a> {
     /// Some machines, kept full, and the rest from the API.
     fn mix(&self) -> (u32, NanoUsd) {
         let most = self.needed();
+        if self.pool.billing == Billing::Committed {
+            return (most, self.cost(most));
+        }
         [0, most - 1, most]
             .into_iter()
             .map(|replicas| (replicas, self.cost(replicas)))

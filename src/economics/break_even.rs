@@ -29,8 +29,12 @@ pub fn break_even_utilisation(pool: &PoolSpec, seen: &Slot) -> Option<f64> {
 
 /// Requests a day at which `replicas` cost what the API costs, for requests like those of `seen`.
 ///
-/// The replicas may be too small for that volume; see [`HourlyCosts`].
+/// The replicas may be too small for that volume; see [`HourlyCosts`]. Paid by use they have no such volume: both sides
+/// grow with it, and [`kappa`] says which is cheaper at any.
 pub fn break_even_requests_per_day(pool: &PoolSpec, seen: &Slot, replicas: u32) -> Option<f64> {
+    if pool.billing == Billing::PerUse {
+        return None;
+    }
     let worth = seen.worth(pool).as_nanos();
     let daily = pool.hourly.as_nanos().checked_mul(24 * i64::from(replicas))?;
     (seen.requests > 0 && worth > 0).then(|| ratio(daily, worth) * requests(seen.requests))
@@ -153,6 +157,13 @@ mod tests {
         let costs = hourly_costs(&pool, &nothing);
         assert_eq!((costs.api, costs.mix, costs.mix_replicas), (NanoUsd::ZERO, NanoUsd::ZERO, 0));
         assert_eq!(costs.self_hosted, pool.hourly);
+    }
+
+    #[test]
+    fn what_is_paid_by_use_has_no_volume_at_which_it_breaks_even() {
+        let pool = PoolSpec { billing: Billing::PerUse, ..pool("2.50") };
+        assert_eq!(break_even_requests_per_day(&pool, &hour(1000, "0.004", 1), 1), None);
+        assert!(kappa(&pool, &hour(1000, "0.004", 1)).is_some());
     }
 
     proptest! {

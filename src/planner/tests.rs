@@ -221,6 +221,15 @@ async fn what_is_paid_by_use_is_never_idle() {
 }
 
 #[tokio::test]
+async fn what_is_paid_by_use_breaks_even_at_no_volume() {
+    let mut world = World::new("billing = 'per_use'", CHEAPEST);
+    world.pass_slot(30.0, 1.5);
+    let view = world.pool().view.load_full();
+    assert_eq!((view.break_even_requests_per_hour, view.kappa.is_some()), (None, true));
+    assert!(view.sentence.contains("requests an hour, so"), "{}", view.sentence);
+}
+
+#[tokio::test]
 async fn a_call_that_outlives_a_reload_is_attributed_all_the_same() {
     let mut world = World::new("", CHEAPEST);
     let held_by_a_call = world.pool();

@@ -56,7 +56,13 @@ impl PoolPlanner {
             kappa,
             wanted: self.ordered,
             learnt: Some(self.capacity.view(&spec.capacity)),
-            sentence: sentence(&name, preference, reason, volume, break_even, cheapest_fleet(spec, &hour)),
+            sentence: sentence(
+                &name,
+                preference,
+                reason,
+                Volume { requests: volume, break_even },
+                cheapest_fleet(spec, &hour),
+            ),
         };
         self.pool.view.store(Arc::new(view));
     }
@@ -95,22 +101,31 @@ impl PoolPlanner {
     }
 }
 
+/// Requests an hour; by use, and where the API costs nothing, no volume breaks even.
+struct Volume {
+    requests: f64,
+    break_even: Option<f64>,
+}
+
 /// Who serves and why, for a person.
 fn sentence(
     name: &str,
     preference: Preference,
     reason: Reason,
-    volume: f64,
-    break_even: Option<f64>,
+    volume: Volume,
     (replicas, cost): (u32, NanoUsd),
 ) -> String {
     if reason == Reason::Pinned {
         return format!("`{name}` serves because it is pinned.");
     }
-    let Some(break_even) = break_even else {
+    let Volume { requests, break_even } = volume;
+    if requests <= 0.0 {
         return format!("`{name}` serves; there is no traffic yet to compare costs by.");
-    };
-    let side = if volume >= break_even { "above" } else { "below" };
+    }
+    let compared = break_even.map_or_else(String::new, |break_even| {
+        let side = if requests >= break_even { "above" } else { "below" };
+        format!(" are {side} break-even ({break_even:.0})")
+    });
     let held = match (preference, reason) {
         (_, Reason::Threshold) => " by your threshold",
         (_, Reason::Hysteresis) => " until the change is worth the margin and the dwell time has passed",
@@ -122,7 +137,7 @@ fn sentence(
         more => format!("{more} replicas are the cheapest"),
     };
     format!(
-        "`{name}` serves{held}: {volume:.0} requests an hour are {side} break-even ({break_even:.0}), so {plan}, at ${cost:.2} an hour."
+        "`{name}` serves{held}: {requests:.0} requests an hour{compared}, so {plan}, at ${cost:.2} an hour."
     )
 }
 

@@ -56,6 +56,32 @@ fn a_volume_beyond_the_largest_fleet_shows_the_overflow() {
 }
 
 #[test]
+fn machines_that_are_paid_anyway_are_all_in_every_sum() {
+    let plan =
+        json(&["breakeven", "plan", "--billing", "committed", "--max-replicas", "3", "--format", "json"]);
+    let row = &plan["rows"][0];
+    let rent = 2.99 * 24.0 * 3.0;
+    assert_eq!((&row["replicas"], &row["mix_replicas"]), (&3.into(), &3.into()));
+    for cost in ["self_hosted_usd", "mix_usd"] {
+        assert!((row[cost].as_f64().unwrap() - rent).abs() < 0.01, "{row}");
+    }
+}
+
+#[test]
+fn a_machine_that_is_paid_by_use_is_cheaper_always_or_never() {
+    for (hourly, expected) in [("2.99", "break-even: always"), ("299", "break-even: never")] {
+        let mut out = vec![];
+        let arguments = ["breakeven", "plan", "--billing", "per_use", "--hourly-usd", hourly];
+        let Command::Plan(arguments) = Cli::try_parse_from(arguments).unwrap().command else {
+            panic!("it is a plan");
+        };
+        plan::run(&arguments, &mut out).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        assert!(text.contains(expected), "{text}");
+    }
+}
+
+#[test]
 fn a_simulation_has_the_promised_shape() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/traces/sgfull_s31_diurnal_minutes.csv.gz");
     let arguments = [

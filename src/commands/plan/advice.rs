@@ -2,23 +2,27 @@
 
 use super::Comparison;
 use crate::commands::figures;
+use crate::economics::Billing;
+use crate::economics::break_even::{break_even_requests_per_day, kappa};
 
 /// Advice for the volume that was measured; none when none was.
 pub(super) fn advice(comparison: &Comparison) -> Option<String> {
     let volume = comparison.measured_per_day?;
     let machine = &comparison.machine;
-    let plan = crate::economics::break_even::kappa(&comparison.pool, &comparison.sample);
-    let break_even =
-        crate::economics::break_even::break_even_requests_per_day(&comparison.pool, &comparison.sample, 1);
-    let (Some(kappa), Some(break_even)) = (plan, break_even) else {
+    let (Some(kappa), Some(break_even)) =
+        (kappa(&comparison.pool, &comparison.sample), pays_from(comparison))
+    else {
         return Some(format!(
             "at {} requests a day there is nothing for the {machine} to save",
             grouped(volume)
         ));
     };
     let share = volume / break_even * 100.0;
-    let at =
-        format!("at {} requests a day you are at {share:.0}% of the {machine}'s break-even", grouped(volume));
+    let at = if comparison.pool.billing == Billing::PerUse {
+        format!("at {} requests a day, as at any volume, the {machine} is cheaper", grouped(volume))
+    } else {
+        format!("at {} requests a day you are at {share:.0}% of the {machine}'s break-even", grouped(volume))
+    };
     Some(if kappa < 1.0 {
         format!(
             "at {} requests a day stay with the API: full all day, the {machine} would replace only {:.0}% of its rent",
@@ -37,6 +41,16 @@ pub(super) fn advice(comparison: &Comparison) -> Option<String> {
     })
 }
 
+/// Requests a day from which the machine can pay; by use, from the first.
+fn pays_from(comparison: &Comparison) -> Option<f64> {
+    match comparison.pool.billing {
+        Billing::PerUse => Some(0.0),
+        Billing::Committed | Billing::WhileRunning => {
+            break_even_requests_per_day(&comparison.pool, &comparison.sample, 1)
+        }
+    }
+}
+
 /// The machine to look at: the one that saves most at the measured volume, or, if none saves anything, the
 /// one that would pay first. None when nothing was measured.
 pub(super) fn best(comparisons: &[Comparison]) -> Option<usize> {
@@ -44,13 +58,8 @@ pub(super) fn best(comparisons: &[Comparison]) -> Option<usize> {
         let volume = comparison.measured_per_day?;
         let row = comparison.row(whole(volume));
         let saved = row.api_usd - row.mix_usd.min(row.self_hosted_usd);
-        let kappa = crate::economics::break_even::kappa(&comparison.pool, &comparison.sample)?;
-        let break_even = crate::economics::break_even::break_even_requests_per_day(
-            &comparison.pool,
-            &comparison.sample,
-            1,
-        )?;
-        let pays_from = if kappa < 1.0 { f64::INFINITY } else { break_even };
+        let kappa = kappa(&comparison.pool, &comparison.sample)?;
+        let pays_from = if kappa < 1.0 { f64::INFINITY } else { pays_from(comparison)? };
         Some((-saved.max(0.0), pays_from))
     };
     let ranked = comparisons.iter().enumerate().filter_map(|(index, one)| Some((index, rank(one)?)));

@@ -142,8 +142,11 @@ impl Traffic {
             output_tokens_per_second: machine.output_tokens_per_second.max(1),
             max_in_flight: economy.pool.capacity.max_in_flight,
         };
-        let pool =
-            PoolSpec { hourly: machine.hourly_usd, capacity, max_replicas: 1000, ..economy.pool.clone() };
+        let max_replicas = match economy.pool.billing {
+            Billing::Committed => economy.pool.max_replicas,
+            Billing::WhileRunning | Billing::PerUse => 1000,
+        };
+        let pool = PoolSpec { hourly: machine.hourly_usd, capacity, max_replicas, ..economy.pool.clone() };
         let sample = Slot {
             api_cost: self.api_cost,
             work: capacity.work(&self.usage),

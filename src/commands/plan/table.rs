@@ -4,6 +4,7 @@ use std::io::{self, Write};
 
 use super::advice::grouped;
 use super::{Comparison, Plan};
+use crate::economics::Billing;
 
 pub(super) fn write(comparisons: &[Comparison], plans: &[Plan], out: &mut impl Write) -> io::Result<()> {
     for (index, (comparison, plan)) in comparisons.iter().zip(plans).enumerate() {
@@ -25,10 +26,14 @@ fn one(comparison: &Comparison, plan: &Plan, out: &mut impl Write) -> io::Result
         writeln!(out, "note: {note}")?;
     }
     let volume = |number: Option<f64>| number.map_or_else(|| "none".to_owned(), grouped);
+    let break_even = match (comparison.pool.billing, plan.kappa) {
+        (Billing::PerUse, Some(kappa)) if kappa >= 1.0 => "always cheaper, at any volume".to_owned(),
+        (Billing::PerUse, Some(_)) => "never cheaper, at any volume".to_owned(),
+        _ => format!("{} requests a day", volume(plan.break_even_requests_per_day)),
+    };
     writeln!(
         out,
-        "break-even: {} requests a day; one machine does {}, worth {} times its rent on the API (kappa)",
-        volume(plan.break_even_requests_per_day),
+        "break-even: {break_even}; one machine does {}, worth {} times its rent on the API (kappa)",
         volume(plan.one_machine_requests_per_day),
         plan.kappa.map_or_else(|| "none".to_owned(), |kappa| format!("{kappa:.2}"))
     )?;
