@@ -24,7 +24,7 @@ use ramp::{Found, Kind, Limits, Target};
 const NOT_ANSWERING: u8 = 1;
 
 /// Measures what one replica of a self-hosted backend sustains, and prints the `capacity` line for the
-/// configuration.
+/// configuration, which need not have one yet.
 ///
 /// It sends made-up prompts straight to the backend's first replica, more and more at a time, and stops when
 /// the first token or the pace of tokens is slower than the objectives. Nothing else should use the replica
@@ -72,7 +72,7 @@ fn duration(text: &str) -> Result<Duration, String> {
 pub fn run(arguments: &CalibrateArgs, out: &mut impl Write) -> anyhow::Result<ExitCode> {
     let path = config::find(arguments.config.as_deref())
         .context("there is no configuration: name one with `--config`")?;
-    let config = match Config::load(&path) {
+    let config = match Config::load_to_calibrate(&path) {
         Ok(config) => config,
         Err(problems) => {
             eprintln!("{problems}");

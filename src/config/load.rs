@@ -26,9 +26,14 @@ impl Config {
         load_reading(path, &|path| std::fs::read_to_string(path))
     }
 
+    /// As [`Config::load`], to measure what backends sustain: they need not say it.
+    pub fn load_to_calibrate(path: &Path) -> Result<Self, Problems> {
+        load_with(path, &|path| std::fs::read_to_string(path), Secrets::Needed, false)
+    }
+
     /// As [`Config::load`], for commands that call nobody: secrets are left out, and need not be there.
     pub fn load_without_secrets(path: &Path) -> Result<Self, Problems> {
-        load_with(path, &|path| std::fs::read_to_string(path), Secrets::NotNeeded)
+        load_with(path, &|path| std::fs::read_to_string(path), Secrets::NotNeeded, true)
     }
 }
 
@@ -40,7 +45,7 @@ pub fn ledger_settings(path: &Path) -> Result<LedgerSettings, Problems> {
     validate::ledger_settings(
         &text,
         &origin,
-        &Surroundings { env: &variable, read: &read, folder, secrets: Secrets::Needed },
+        &Surroundings { env: &variable, read: &read, folder, secrets: Secrets::Needed, needs_capacity: true },
     )
 }
 
@@ -57,17 +62,18 @@ pub(super) fn load_reading(
     path: &Path,
     read: &dyn Fn(&Path) -> io::Result<String>,
 ) -> Result<Config, Problems> {
-    load_with(path, read, Secrets::Needed)
+    load_with(path, read, Secrets::Needed, true)
 }
 
 fn load_with(
     path: &Path,
     read: &dyn Fn(&Path) -> io::Result<String>,
     secrets: Secrets,
+    needs_capacity: bool,
 ) -> Result<Config, Problems> {
     let (origin, text) = read_text(path, read)?;
     let folder = path.parent().unwrap_or(Path::new(""));
-    validate::parse(&text, &origin, &Surroundings { env: &variable, read, folder, secrets })
+    validate::parse(&text, &origin, &Surroundings { env: &variable, read, folder, secrets, needs_capacity })
 }
 
 /// The configuration that a text describes. Files that it refers to are found from the working directory.
@@ -75,7 +81,13 @@ fn load_with(
 /// `origin` is how problems name the text; `env` looks an environment variable up.
 pub fn parse(text: &str, origin: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<Config, Problems> {
     let read = |path: &Path| std::fs::read_to_string(path);
-    let surroundings = Surroundings { env, read: &read, folder: Path::new(""), secrets: Secrets::Needed };
+    let surroundings = Surroundings {
+        env,
+        read: &read,
+        folder: Path::new(""),
+        secrets: Secrets::Needed,
+        needs_capacity: true,
+    };
     validate::parse(text, origin, &surroundings)
 }
 

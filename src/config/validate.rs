@@ -39,6 +39,8 @@ pub(super) struct Surroundings<'a> {
     /// Folder of the configuration file; files that it refers to are found from there.
     pub(super) folder: &'a Path,
     pub(super) secrets: Secrets,
+    /// Whether a self-hosted backend must say what it sustains: not when that is about to be measured.
+    pub(super) needs_capacity: bool,
 }
 
 /// What becomes of references to secrets.

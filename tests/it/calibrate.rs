@@ -18,7 +18,6 @@ async fn calibrate(server: &FakeBackend, arguments: &[&str]) -> std::process::Ou
         kind = "self_hosted"
         base_url = "{}"
         hourly_usd = 2.99
-        capacity = {{ input_tokens_per_second = 1, output_tokens_per_second = 1, max_in_flight = 1 }}
         [routes.chat]
         models = ["m"]
         policy = "cheapest"

@@ -411,7 +411,9 @@ impl Checker<'_> {
             defaults::QUICK_START_MAX_IN_FLIGHT,
         );
         let Some(capacity) = &at.value.capacity else {
-            self.findings.missing(&at.place, "capacity", example);
+            if self.surroundings.needs_capacity {
+                self.findings.missing(&at.place, "capacity", example);
+            }
             return Capacity { input_tokens_per_second: 1, output_tokens_per_second: 1, max_in_flight: 1 };
         };
         let raw = &capacity.value;
