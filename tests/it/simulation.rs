@@ -7,8 +7,8 @@ use breakeven::economics::adaptive::Adaptive;
 use breakeven::economics::lcp::LazyCapacity;
 use breakeven::economics::policy::policy_for;
 use breakeven::economics::{
-    Billing, Capacity, NanoUsd, Policy, PolicyKind, PolicySettings, PoolSpec, PriceCard, Slot, Timestamp,
-    TokenPrice, Work,
+    Band, Billing, Capacity, NanoUsd, Policy, PolicyKind, PolicySettings, PoolSpec, PriceCard, Slot,
+    Threshold, Timestamp, TokenPrice, Work,
 };
 use breakeven::simulator::engine::{self, Outcome};
 use breakeven::simulator::hindsight::{Optimum, optimum};
@@ -296,20 +296,63 @@ fn phases() -> impl Strategy<Value = Vec<(u32, u32)>> {
     })
 }
 
+/// Machines of any rent and any way to pay it, with times of up to two hours, and the length of a slot.
+fn any_machine() -> impl Strategy<Value = (PoolSpec, Duration)> {
+    let billing = [Billing::WhileRunning, Billing::WhileRunning, Billing::Committed, Billing::PerUse];
+    let seconds = |most: &'static [u64]| prop::sample::select(most).prop_map(Duration::from_secs);
+    (
+        prop::sample::select(&["0.50", "2.99", "6.00", "20.00"][..]),
+        prop::sample::select(billing.to_vec()),
+        prop::sample::select(&[0_i64, 0, 1_000_000, 100_000_000][..]),
+        seconds(&[0, 30, 60, 300, 1800]),
+        seconds(&[0, 60, 61, 600, 3600, 7200]),
+        0_u32..6,
+        seconds(&[10, 60, 300]),
+    )
+        .prop_map(|(hourly, billing, fee, startup, minimum, max_replicas, slot)| {
+            let request_fee = NanoUsd::from_nanos(fee);
+            let hourly = hourly.parse().unwrap();
+            (PoolSpec { hourly, billing, request_fee, startup, minimum, max_replicas, ..pool() }, slot)
+        })
+}
+
+/// All policies that the simulator knows.
+fn every_policy(settings: &PolicySettings) -> Vec<Box<dyn Policy>> {
+    let band = Band { up: 70.0, down: 60.0 };
+    let threshold = Threshold { usd_per_day: Some(band), ..Threshold::default() };
+    let kinds = [
+        PolicyKind::Api,
+        PolicyKind::Threshold(threshold),
+        PolicyKind::Cheapest,
+        PolicyKind::Adaptive,
+        PolicyKind::SelfHosted,
+        PolicyKind::Split { self_hosted_share: 0.5 },
+    ];
+    let lazy: Box<dyn Policy> = Box::new(LazyCapacity::new(settings.slot));
+    kinds.iter().map(|kind| policy_for(kind, settings)).chain([lazy]).collect()
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(debug_assertions) { 100 } else { 1000 }))]
 
     #[test]
-    fn no_policy_costs_less_than_the_optimum(pool in any_pool(), worth in phases()) {
-        let demand = slots(&worth);
-        let pool = demand.capped(&PoolSpec { max_replicas: 4, ..pool });
+    fn no_policy_costs_less_than_the_optimum((machine, slot) in any_machine(), worth in phases(), is_capped: bool) {
+        let demand = Demand { slot, ..slots(&worth) };
+        let pool = if is_capped { demand.capped(&machine) } else { machine };
         let best = optimum(&pool, &demand);
-        for kind in [PolicyKind::Adaptive, PolicyKind::Cheapest, PolicyKind::SelfHosted, PolicyKind::Split { self_hosted_share: 0.5 }] {
-            let outcome = engine::run(policy_for(&kind, &PolicySettings::default()).as_mut(), &pool, &demand, Timestamp::ZERO);
-            prop_assert!(outcome.total() >= best.total, "{kind:?}: {} < {}", outcome.total(), best.total);
+        let settings = PolicySettings { slot, ..PolicySettings::default() };
+        let run = |mut policy: Box<dyn Policy>| engine::run(policy.as_mut(), &pool, &demand, Timestamp::ZERO);
+        let outcomes = every_policy(&settings).into_iter().map(run);
+        for outcome in outcomes.chain([engine::best_fixed(&pool, &demand)]) {
+            prop_assert!(outcome.total() >= best.total, "{}: {} < {}", outcome.name, outcome.total(), best.total);
             prop_assert_eq!(outcome.api_requests + outcome.self_hosted_requests, demand.arrivals.iter().sum::<u64>());
+            prop_assert!(outcome.slots.iter().all(|slot| slot.target <= pool.max_replicas));
         }
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
     fn lazy_capacity_without_delay_is_within_three_times(worth in phases()) {
