@@ -23,13 +23,13 @@ pub struct EconomyArgs {
     #[arg(long, value_name = "ROUTE")]
     pub route: Option<String>,
     /// API price of input, USD per million tokens.
-    #[arg(long, value_name = "USD", value_parser = TokenPrice::from_usd_per_million, help_heading = "Economy")]
+    #[arg(long, value_name = "USD", value_parser = price, help_heading = "Economy")]
     pub api_input_usd_per_million: Option<TokenPrice>,
     /// API price of cached input, USD per million tokens; without it, that of input.
-    #[arg(long, value_name = "USD", value_parser = TokenPrice::from_usd_per_million, help_heading = "Economy")]
+    #[arg(long, value_name = "USD", value_parser = price, help_heading = "Economy")]
     pub api_cached_input_usd_per_million: Option<TokenPrice>,
     /// API price of output, USD per million tokens.
-    #[arg(long, value_name = "USD", value_parser = TokenPrice::from_usd_per_million, help_heading = "Economy")]
+    #[arg(long, value_name = "USD", value_parser = price, help_heading = "Economy")]
     pub api_output_usd_per_million: Option<TokenPrice>,
     /// Rent of one replica, USD an hour.
     #[arg(long, value_name = "USD", help_heading = "Economy")]
@@ -73,6 +73,14 @@ impl From<BillingName> for Billing {
             BillingName::PerUse => Self::PerUse,
         }
     }
+}
+
+/// The dearest price of a million tokens, USD: more than ten times what any costs.
+const DEAREST: TokenPrice = TokenPrice::from_pico_per_token(10_000_000_000);
+
+fn price(text: &str) -> Result<TokenPrice, String> {
+    let price = TokenPrice::from_usd_per_million(text).map_err(|error| error.to_string())?;
+    if price <= DEAREST { Ok(price) } else { Err("it is more than 10,000 USD a million tokens".into()) }
 }
 
 /// A duration on the command line: `90s`, `5m`, `14d`.

@@ -14,10 +14,10 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use crate::economics::break_even::break_even_requests_per_day;
-use crate::economics::{Billing, NanoUsd, PoolSpec, PriceCard, Slot, Usage, Work};
+use crate::economics::{Billing, NanoUsd, PoolSpec, PriceCard, Slot, TokenPrice, Usage, Work};
 use crate::simulator::priced;
 
-use super::economy::EconomyArgs;
+use super::economy::{Economy, EconomyArgs};
 
 /// Cost per day against requests per day for the API, the machine and the mix, and where they break even.
 ///
@@ -25,16 +25,16 @@ use super::economy::EconomyArgs;
 #[derive(Debug, Clone, Default, Args)]
 pub struct PlanArgs {
     /// Input tokens of the mean request.
-    #[arg(long, value_name = "N", default_value_t = 1000)]
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(..=MOST_TOKENS))]
     pub input_tokens: u64,
     /// Output tokens of the mean request.
-    #[arg(long, value_name = "N", default_value_t = 300)]
+    #[arg(long, value_name = "N", default_value_t = 300, value_parser = clap::value_parser!(u64).range(..=MOST_TOKENS))]
     pub output_tokens: u64,
     /// Volumes to show.
-    #[arg(long, value_name = "N,..", value_delimiter = ',')]
+    #[arg(long, value_name = "N,..", value_delimiter = ',', value_parser = clap::value_parser!(u64).range(..=MOST_REQUESTS))]
     pub requests_per_day: Vec<u64>,
-    /// A comparison that needs no configuration.
-    #[arg(long, value_enum, conflicts_with_all = ["config", "route", "from_ledger"])]
+    /// A comparison that needs no configuration, and takes no other numbers than its own.
+    #[arg(long, value_enum, conflicts_with_all = NOT_WITH_A_PRESET)]
     pub preset: Option<Preset>,
     /// Price the calls in the ledger on each machine of the catalogue; without FILE, the configuration's ledger.
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "")]
@@ -80,6 +80,38 @@ pub struct Comparison {
     pub measured_per_day: Option<f64>,
 }
 
+/// Tokens of a request and requests of a day at most: more is a slip of the hand.
+const MOST_TOKENS: u64 = 1_000_000_000;
+const MOST_REQUESTS: u64 = 1_000_000_000_000;
+
+/// A day's bill, rent and work, in replica-seconds, beyond these are refused: a ninth of what their integers can hold, or
+/// less, because a price may have dearer tiers.
+const LARGEST_BILL_USD: f64 = 1e9;
+const LARGEST_WORK_SECONDS: f64 = 2e12;
+
+/// Requests of a sample: their mean is exact to a fraction of a nano-dollar.
+const SAMPLE: u64 = 1_000_000;
+
+/// A preset says all that these would.
+const NOT_WITH_A_PRESET: [&str; 16] = [
+    "config",
+    "route",
+    "from_ledger",
+    "input_tokens",
+    "output_tokens",
+    "api_input_usd_per_million",
+    "api_cached_input_usd_per_million",
+    "api_output_usd_per_million",
+    "hourly_usd",
+    "billing",
+    "request_usd",
+    "input_tokens_per_second",
+    "output_tokens_per_second",
+    "startup",
+    "minimum",
+    "max_replicas",
+];
+
 /// Volumes of the table, unless others are asked for.
 const VOLUMES: [u64; 9] = [100, 1_000, 10_000, 30_000, 100_000, 300_000, 1_000_000, 3_000_000, 10_000_000];
 
@@ -110,12 +142,18 @@ fn comparisons(arguments: &PlanArgs) -> anyhow::Result<Vec<Comparison>> {
         return Ok(vec![machines::seed_2023()]);
     }
     let economy = arguments.economy.economy()?;
+    if economy.pool.max_replicas == 0 {
+        bail!("there is nothing to compare without a machine; give `--max-replicas` at least 1");
+    }
     if let Some(ledger) = &arguments.from_ledger {
         return machines::of_ledger(ledger, arguments.machines.as_deref(), &economy);
     }
     let usage = Usage::new(arguments.input_tokens, arguments.output_tokens);
     if usage.total_tokens() == 0 {
         bail!("a request without tokens costs nothing; give it some with `--input-tokens`");
+    }
+    if !can_be_counted(&economy, &usage, volumes(arguments).into_iter().max().unwrap_or(0)) {
+        bail!("a day's cost, rent or work is too large to be counted; give smaller numbers");
     }
     Ok(vec![Comparison {
         api_name: economy.api_name,
@@ -129,7 +167,26 @@ fn comparisons(arguments: &PlanArgs) -> anyhow::Result<Vec<Comparison>> {
 
 /// Many equal requests.
 fn sample(card: &PriceCard, pool: &PoolSpec, usage: &Usage) -> Slot {
-    priced(card, &pool.capacity, usage, 1).scaled(1_000_000, 1)
+    priced(card, &pool.capacity, usage, 1).scaled(SAMPLE, 1)
+}
+
+/// Whether a day of so many requests, and the sample, stay within what amounts of money and work can hold.
+#[expect(clippy::cast_precision_loss, reason = "an order of magnitude")]
+fn can_be_counted(economy: &Economy, usage: &Usage, requests: u64) -> bool {
+    let Economy { card, pool, .. } = economy;
+    let requests = requests.max(SAMPLE) as f64;
+    let bill =
+        |price: TokenPrice, tokens: u64| price.to_usd_per_million_f64() * tokens as f64 / 1e6 * requests;
+    let work = |tokens: u64, per_second: u64| tokens as f64 / per_second.max(1) as f64 * requests;
+    let rent = pool.hourly.to_usd_f64() * 24.0 * f64::from(pool.max_replicas);
+    let fees = pool.request_fee.to_usd_f64().abs() * requests;
+    let input = card.standard.input.max(card.standard.cached_input);
+    bill(input, usage.input_tokens) + bill(card.standard.output, usage.output_tokens) < LARGEST_BILL_USD
+        && rent < LARGEST_BILL_USD
+        && fees < LARGEST_BILL_USD
+        && work(usage.input_tokens, pool.capacity.input_tokens_per_second)
+            + work(usage.output_tokens, pool.capacity.output_tokens_per_second)
+            < LARGEST_WORK_SECONDS
 }
 
 fn volumes(arguments: &PlanArgs) -> Vec<u64> {

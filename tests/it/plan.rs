@@ -81,6 +81,57 @@ fn a_machine_that_is_paid_by_use_is_cheaper_always_or_never() {
     }
 }
 
+/// How the program refuses: with status 2, a message, and no panic.
+fn refusal(arguments: &[&str]) -> String {
+    let program =
+        std::process::Command::new(env!("CARGO_BIN_EXE_breakeven")).args(arguments).output().unwrap();
+    let errors = String::from_utf8_lossy(&program.stderr).into_owned();
+    assert_eq!(program.status.code(), Some(2), "{arguments:?}: {errors}");
+    assert!(!errors.contains("panicked"), "{errors}");
+    errors
+}
+
+#[test]
+fn numbers_that_cannot_be_counted_are_refused() {
+    let largest = u64::MAX.to_string();
+    for arguments in [
+        &["--requests-per-day", largest.as_str()][..],
+        &["--input-tokens", "10000000000", "--output-tokens", "1"],
+        &["--input-tokens", &largest, "--output-tokens", "1"],
+        &["--input-tokens", "1000000000", "--requests-per-day", "1000000000000"],
+        &["--hourly-usd", "9000000000"],
+        &["--api-input-usd-per-million", "9000000000"],
+        &["--max-replicas", "0"],
+    ] {
+        let _message = refusal(&[&["plan"], arguments].concat());
+    }
+}
+
+#[test]
+fn a_preset_takes_no_other_numbers() {
+    for (flag, value) in
+        [("--hourly-usd", "1"), ("--input-tokens", "5"), ("--max-replicas", "3"), ("--billing", "per_use")]
+    {
+        let message = refusal(&["plan", "--preset", "seed-2023", flag, value]);
+        assert!(message.contains("cannot be used with"), "{message}");
+    }
+}
+
+#[test]
+fn a_reconstruction_says_so_in_every_format() {
+    let folder = tempfile::tempdir().unwrap();
+    let picture = folder.path().join("seed.svg").display().to_string();
+    let arguments =
+        ["breakeven", "plan", "--preset", "seed-2023", "--format", "csv", "--plot", picture.as_str()];
+    let Command::Plan(arguments) = Cli::try_parse_from(arguments).unwrap().command else {
+        panic!("it is a plan");
+    };
+    let mut out = vec![];
+    plan::run(&arguments, &mut out).unwrap();
+    assert!(String::from_utf8(out).unwrap().lines().skip(1).all(|row| row.contains("a reconstruction")));
+    assert!(std::fs::read_to_string(&picture).unwrap().contains("a reconstruction"));
+}
+
 #[test]
 fn a_simulation_has_the_promised_shape() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/traces/sgfull_s31_diurnal_minutes.csv.gz");

@@ -13,6 +13,10 @@ const API: RGBColor = RGBColor(0, 114, 178);
 const OWN: RGBColor = RGBColor(0, 158, 115);
 const MIX: RGBColor = RGBColor(106, 63, 196);
 
+/// Pixels and letters of a line of the note.
+const NOTE_LINE: u32 = 16;
+const NOTE_COLUMNS: usize = 150;
+
 /// Volumes drawn, from 100 to 10 million a day, evenly on a logarithmic axis.
 const POINTS: u32 = 400;
 
@@ -25,8 +29,13 @@ pub(super) fn draw(comparison: &Comparison, path: &Path) -> anyhow::Result<()> {
     }
     let rows: Vec<_> = (0..=POINTS).map(|point| comparison.row(volume(point))).collect();
     let highest = rows.iter().map(|row| row.api_usd.max(row.self_hosted_usd)).fold(1.0, f64::max) * 4.0;
-    let root = SVGBackend::new(path, SIZE).into_drawing_area();
-    root.fill(&WHITE)?;
+    let whole = SVGBackend::new(path, SIZE).into_drawing_area();
+    whole.fill(&WHITE)?;
+    let note = lines_of(comparison.note.as_deref().unwrap_or_default());
+    let (root, below) = whole.split_vertically(SIZE.1 - NOTE_LINE * u32::try_from(note.len())?);
+    for (line, top) in note.iter().zip((0..).step_by(NOTE_LINE as usize)) {
+        below.draw(&Text::new(line.clone(), (14, top), ("sans-serif", 12)))?;
+    }
     let title = format!("{} against {}", comparison.api_name, comparison.machine);
     let mut chart = ChartBuilder::on(&root)
         .caption(title, ("sans-serif", 22))
@@ -78,8 +87,23 @@ pub(super) fn draw(comparison: &Comparison, path: &Path) -> anyhow::Result<()> {
         .background_style(WHITE.mix(0.8))
         .border_style(BLACK.mix(0.3))
         .draw()?;
-    root.present()?;
+    whole.present()?;
     Ok(())
+}
+
+/// A text in lines that fit below the picture.
+fn lines_of(text: &str) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split_whitespace() {
+        match lines.last_mut().filter(|line| line.len() + word.len() < NOTE_COLUMNS) {
+            Some(line) => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            None => lines.push(word.to_owned()),
+        }
+    }
+    lines
 }
 
 fn position(point: u32) -> f64 {

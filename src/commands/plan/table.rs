@@ -74,6 +74,7 @@ pub(super) fn csv(plans: &[Plan], out: &mut impl Write) -> io::Result<()> {
         "overflow_api_usd",
         "mix_usd",
         "mix_replicas",
+        "note",
     ])?;
     for plan in plans {
         for row in &plan.rows {
@@ -88,6 +89,7 @@ pub(super) fn csv(plans: &[Plan], out: &mut impl Write) -> io::Result<()> {
                 row.overflow_api_usd.to_string(),
                 row.mix_usd.to_string(),
                 row.mix_replicas.to_string(),
+                plan.note.clone().unwrap_or_default(),
             ])?;
         }
     }
