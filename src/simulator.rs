@@ -16,8 +16,13 @@ use crate::economics::layers::slots_in;
 use crate::economics::time::millis;
 use crate::economics::{Capacity, NanoUsd, PoolSpec, PriceCard, Slot, Tier, Usage, Work, break_even};
 
-/// Slots of one trace at most, 38 years of minutes: a wrong arrival must not eat the memory.
-pub const MOST_SLOTS: usize = 20_000_000;
+/// Slots of one trace at most, nearly four years of minutes: a wrong arrival must not eat memory and hours.
+pub const MOST_SLOTS: usize = 2_000_000;
+
+/// Bills and work of a trace, in replica-seconds, beyond these are refused: half of what their integers can hold, or
+/// less.
+pub const LARGEST_BILL_USD: f64 = 4e9;
+pub const LARGEST_WORK_SECONDS: f64 = 4e12;
 
 /// The slots of a trace while it is read.
 #[derive(Debug, Clone)]
@@ -25,12 +30,21 @@ pub struct Tally {
     slot: Duration,
     slots: Vec<Slot>,
     startups: Vec<(usize, Duration)>,
+    /// Dollars and replica-seconds so far.
+    bill: f64,
+    work: f64,
 }
 
 impl Tally {
     /// An empty tally with slots of that length, at least a millisecond.
     pub fn new(slot: Duration) -> Self {
-        Self { slot: slot.max(Duration::from_millis(1)), slots: Vec::new(), startups: Vec::new() }
+        Self {
+            slot: slot.max(Duration::from_millis(1)),
+            slots: Vec::new(),
+            startups: Vec::new(),
+            bill: 0.0,
+            work: 0.0,
+        }
     }
 
     /// Length of a slot.
@@ -43,6 +57,11 @@ impl Tally {
         let index = self.index(arrival);
         if index >= MOST_SLOTS {
             return Err(TraceError::TooLong { arrival });
+        }
+        self.bill += seen.api_cost.to_usd_f64();
+        self.work += seen.work.as_replica_seconds_f64();
+        if !(self.bill < LARGEST_BILL_USD && self.work < LARGEST_WORK_SECONDS) {
+            return Err(TraceError::TooLarge);
         }
         if self.slots.len() <= index {
             self.slots.resize(index + 1, Slot::default());
@@ -80,11 +99,19 @@ impl Tally {
     }
 }
 
-/// What a call costs on the API and takes of a replica.
+/// What a call, or the sum of several, costs on the API and takes of a replica.
 pub fn priced(card: &PriceCard, capacity: &Capacity, usage: &Usage, requests: u64) -> Slot {
-    // A sum of several calls is no long context.
-    let cost = if requests > 1 { card.standard.cost(usage) } else { card.cost(usage, Tier::Standard) };
-    Slot { api_cost: cost, work: capacity.work(usage), requests, tokens: usage.total_tokens() }
+    if requests > 1 {
+        return priced_sum(card, capacity, usage, requests);
+    }
+    let api_cost = card.cost(usage, Tier::Standard);
+    Slot { api_cost, ..priced_sum(card, capacity, usage, requests) }
+}
+
+/// The sum of calls of which nobody knows how many there were. It is no long context, however long.
+pub fn priced_sum(card: &PriceCard, capacity: &Capacity, usage: &Usage, requests: u64) -> Slot {
+    let api_cost = card.standard.cost(usage);
+    Slot { api_cost, work: capacity.work(usage), requests, tokens: usage.total_tokens() }
 }
 
 /// Slots times a scale. Counts are rounded as a running total, so that slots of a single request add up.

@@ -16,20 +16,21 @@ use crate::economics::lcp::LazyCapacity;
 use crate::economics::{PolicyKind, PolicySettings, PoolSpec, Slot, policy_for};
 use crate::simulator::engine::{self, Outcome};
 use crate::simulator::hindsight::{self, Optimum};
-use crate::simulator::{Demand, Tally};
+use crate::simulator::{Demand, LARGEST_BILL_USD, LARGEST_WORK_SECONDS, Tally};
 
 use super::economy::{Economy, EconomyArgs, duration, positive_duration};
 use input::Source;
 
-/// Bills and work, in replica-seconds, beyond these are refused: half of what their integers can hold, or less.
-const LARGEST_BILL_USD: f64 = 4e9;
-const LARGEST_WORK_SECONDS: f64 = 4e12;
+/// What is replayed unless other policies are named.
+const POLICIES: [PolicyName; 5] =
+    [PolicyName::Api, PolicyName::Fixed, PolicyName::Threshold, PolicyName::Cheapest, PolicyName::Adaptive];
 
 /// Replays traces, or the ledger, through the policies that run live: each against the API alone, the best
 /// fixed fleet, and the cheapest plan that knew the future.
 ///
 /// A trace is CSV, plain or gzip, with the columns arrival_s, prompt_tokens and completion_tokens, and
-/// optionally cached_prompt_tokens and requests.
+/// optionally cached_prompt_tokens and requests. Without the column requests each row is one call, priced as such
+/// (a long one by the tier for long contexts) and with one fee per request; see --rows-are-sums.
 #[derive(Debug, Clone, Default, Args)]
 pub struct SimulateArgs {
     /// Trace files.
@@ -38,14 +39,13 @@ pub struct SimulateArgs {
     /// Replay the calls in the ledger instead; without FILE, the ledger of the configuration.
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "", conflicts_with = "traces")]
     pub ledger: Option<PathBuf>,
-    #[arg(
-        long,
-        value_enum,
-        value_name = "P,..",
-        value_delimiter = ',',
-        default_value = "api,fixed,threshold,cheapest,adaptive"
-    )]
+    /// Policies to replay; by default api, fixed, threshold, cheapest and adaptive.
+    #[arg(long, value_enum, value_name = "P,..", value_delimiter = ',')]
     pub policy: Vec<PolicyName>,
+    /// Each row is the sum of several calls, a minute's say: none is a long context, whatever its tokens. How many they
+    /// were, for --request-usd, is said by the column requests.
+    #[arg(long, conflicts_with = "ledger")]
+    pub rows_are_sums: bool,
     /// Scale the traffic so that its mean API bill is X times the rent of one replica.
     #[arg(long, value_name = "X", value_parser = positive_number, conflicts_with = "scale")]
     pub rho: Option<f64>,
@@ -63,7 +63,7 @@ pub struct SimulateArgs {
     /// Draw volume, replicas and cumulative cost; with several traces each gets its name in the file's.
     #[arg(long, value_name = "FILE.svg")]
     pub plot: Option<PathBuf>,
-    /// Write the target replica count of the first policy, one integer a slot.
+    /// Write the target replica count of the first policy, or of adaptive when none is named, one integer a slot.
     #[arg(long, value_name = "FILE.csv")]
     pub schedule: Option<PathBuf>,
     /// What "current volume" means to threshold and cheapest.
@@ -156,9 +156,9 @@ fn simulate(arguments: &SimulateArgs, economy: &Economy, source: &Source) -> any
     let (demand, scale) = demand(arguments, economy, &tally)?;
     let pool = source.pool(&economy.pool, &demand);
     // The optimum takes its time as well.
-    let bar = output::progress(arguments.policy.len() as u64 + 1, &source.name);
-    let outcomes = arguments
-        .policy
+    let policies = if arguments.policy.is_empty() { &POLICIES[..] } else { &arguments.policy };
+    let bar = output::progress(policies.len() as u64 + 1, &source.name);
+    let outcomes = policies
         .iter()
         .map(|name| {
             let outcome = replay(*name, economy, &settings, &pool, &demand, source);
@@ -231,8 +231,10 @@ fn write_files(arguments: &SimulateArgs, simulation: &Simulation, several: bool)
         let path = if several { output::path_for(path, &simulation.trace) } else { path.clone() };
         plot::draw(simulation, &path).with_context(|| format!("cannot draw `{}`", path.display()))?;
     }
-    if let (Some(path), Some(first)) = (&arguments.schedule, simulation.outcomes.first()) {
-        output::schedule(first, path).with_context(|| format!("cannot write `{}`", path.display()))?;
+    let is_default = arguments.policy.is_empty();
+    let mut chosen = simulation.outcomes.iter().filter(|outcome| !is_default || outcome.name == "adaptive");
+    if let (Some(path), Some(chosen)) = (&arguments.schedule, chosen.next()) {
+        output::schedule(chosen, path).with_context(|| format!("cannot write `{}`", path.display()))?;
     }
     Ok(())
 }

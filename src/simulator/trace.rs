@@ -2,7 +2,7 @@
 //!
 //! Columns, in any order: `arrival_s`, `prompt_tokens` (or `input_tokens`), `completion_tokens` (or
 //! `output_tokens`); optional `cached_prompt_tokens` (or `cached_input_tokens`) and `requests`, the number of
-//! requests that a row stands for. Columns of other names are ignored.
+//! requests that a row stands for. Columns of other names are ignored, and so is a byte order mark.
 
 use std::io::Read;
 use std::time::Duration;
@@ -24,8 +24,10 @@ pub enum TraceError {
     Csv(#[from] csv::Error),
     #[error("the trace has no column `{0}`; it needs `arrival_s`, `prompt_tokens` and `completion_tokens`")]
     MissingColumn(&'static str),
-    #[error("a row arrives {} days after the start; use longer slots or cut the trace", arrival.as_secs() / 86_400)]
+    #[error("a row arrives {} days after the start; write seconds since the start, use longer slots, or cut the trace", arrival.as_secs() / 86_400)]
     TooLong { arrival: Duration },
+    #[error("its cost or its work is too large to be counted")]
+    TooLarge,
     #[error("line {line}: `{value}` is not a {expected}")]
     Value { line: u64, value: String, expected: &'static str },
 }
@@ -42,12 +44,18 @@ struct Columns {
 /// The two bytes that begin every gzip file.
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 
+/// What some programs put before UTF-8.
+const BYTE_ORDER_MARK: [u8; 3] = [0xef, 0xbb, 0xbf];
+
+/// Most tokens, and requests, of one row: at no price does its cost go beyond what an amount can hold.
+const MOST_OF_A_ROW: u64 = 100_000_000_000;
+
 /// Visits the rows of a CSV trace in their order; gzip is recognised by its first bytes.
 pub fn read(
     mut source: impl Read,
     mut visit: impl FnMut(TraceEvent) -> Result<(), TraceError>,
 ) -> Result<(), TraceError> {
-    let mut magic = [0; 2];
+    let mut magic = [0; GZIP_MAGIC.len()];
     let got = read_up_to(&mut source, &mut magic).map_err(csv::Error::from)?;
     let rest = magic[..got].chain(source);
     if magic == GZIP_MAGIC {
@@ -69,10 +77,13 @@ fn read_up_to(source: &mut impl Read, buffer: &mut [u8]) -> std::io::Result<usiz
 }
 
 fn read_csv(
-    source: impl Read,
+    mut source: impl Read,
     visit: &mut dyn FnMut(TraceEvent) -> Result<(), TraceError>,
 ) -> Result<(), TraceError> {
-    let mut reader = csv::ReaderBuilder::new().buffer_capacity(1 << 16).from_reader(source);
+    let mut mark = [0; BYTE_ORDER_MARK.len()];
+    let got = read_up_to(&mut source, &mut mark).map_err(csv::Error::from)?;
+    let first: &[u8] = if mark == BYTE_ORDER_MARK { &[] } else { &mark[..got] };
+    let mut reader = csv::ReaderBuilder::new().buffer_capacity(1 << 16).from_reader(first.chain(source));
     let columns = columns(reader.byte_headers()?)?;
     let mut row = csv::ByteRecord::new();
     while reader.read_byte_record(&mut row)? {
@@ -102,7 +113,9 @@ fn event(columns: &Columns, row: &csv::ByteRecord) -> Result<TraceEvent, TraceEr
         expected,
     };
     let count = |index: usize| {
-        number(row.get(index).unwrap_or_default()).ok_or_else(|| wrong(index, "whole number of tokens"))
+        number(row.get(index).unwrap_or_default())
+            .filter(|count| *count <= MOST_OF_A_ROW)
+            .ok_or_else(|| wrong(index, "whole number of tokens, at most 100,000,000,000"))
     };
     let optional = |index: Option<usize>, default| index.map_or(Ok(default), count);
     let arrival = millis(row.get(columns.arrival).unwrap_or_default())
@@ -198,11 +211,22 @@ mod tests {
     }
 
     #[test]
+    fn a_byte_order_mark_is_no_part_of_a_name() {
+        let marked = b"\xef\xbb\xbfarrival_s,input_tokens,output_tokens\n0,1,2\n";
+        let mut gzip = flate2::write::GzEncoder::new(vec![], flate2::Compression::fast());
+        gzip.write_all(marked).unwrap();
+        assert_eq!(events(marked).unwrap(), events(&marked[3..]).unwrap());
+        assert_eq!(events(&gzip.finish().unwrap()).unwrap(), events(&marked[3..]).unwrap());
+    }
+
+    #[test]
     fn what_is_wrong_is_named_with_its_line() {
         let message = |text: &[u8]| events(text).unwrap_err().to_string();
         assert!(message(b"when,prompt_tokens\n1,2\n").contains("`arrival_s`"));
         let bad = b"arrival_s,prompt_tokens,completion_tokens\n0,1,1\n1,-5,1\n";
-        assert_eq!(message(bad), "line 3: `-5` is not a whole number of tokens");
+        assert_eq!(message(bad), "line 3: `-5` is not a whole number of tokens, at most 100,000,000,000");
+        let huge = message(b"arrival_s,prompt_tokens,completion_tokens\n0,18446744073709551615,1\n");
+        assert!(huge.contains("at most 100,000,000,000"), "{huge}");
         assert!(message(b"arrival_s,prompt_tokens,completion_tokens\nNaN,1,1\n").contains("`NaN`"));
         assert!(message(b"arrival_s,prompt_tokens,completion_tokens\n-1,1,1\n").contains("`-1`"));
     }

@@ -105,6 +105,18 @@ fn numbers_that_cannot_be_counted_are_refused() {
     ] {
         let _message = refusal(&[&["plan"], arguments].concat());
     }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("huge.csv").display().to_string();
+    let header = "arrival_s,prompt_tokens,completion_tokens\n";
+    std::fs::write(&path, format!("{header}0,{largest},1\n")).unwrap();
+    assert!(refusal(&["simulate", &path]).contains("at most 100,000,000,000"));
+    let row = "0,100000000000,100000000000\n";
+    std::fs::write(&path, header.to_owned() + &row.repeat(20)).unwrap();
+    let dear = ["--api-input-usd-per-million", "10000", "--api-output-usd-per-million", "10000"];
+    let message = refusal(&[&["simulate", &path], &dear[..]].concat());
+    assert!(message.contains("too large to be counted"), "{message}");
+    std::fs::write(&path, format!("{header}1000000000,1,1\n")).unwrap();
+    assert!(refusal(&["simulate", &path]).contains("days after the start"));
 }
 
 #[test]
@@ -130,6 +142,105 @@ fn a_reconstruction_says_so_in_every_format() {
     plan::run(&arguments, &mut out).unwrap();
     assert!(String::from_utf8(out).unwrap().lines().skip(1).all(|row| row.contains("a reconstruction")));
     assert!(std::fs::read_to_string(&picture).unwrap().contains("a reconstruction"));
+}
+
+/// Simulates traces of these rows, the first of which are the names of the columns.
+fn simulated(folder: &std::path::Path, traces: &[(&str, &str)], flags: &[&str]) -> Value {
+    let paths = traces.iter().map(|(name, rows)| {
+        let path = folder.join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, rows).unwrap();
+        path.display().to_string()
+    });
+    let arguments: Vec<String> = ["breakeven", "simulate", "--format", "json"]
+        .into_iter()
+        .map(str::to_owned)
+        .chain(paths)
+        .chain(flags.iter().map(|flag| (*flag).to_owned()))
+        .collect();
+    json(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+const ROWS: &str = "arrival_s,prompt_tokens,completion_tokens\n0,9000000,9000000\n60,9000000,9000000\n";
+
+#[test]
+fn rows_that_are_sums_are_no_long_contexts() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("breakeven.toml");
+    let text = r#"
+        [backends.openai]
+        kind = "api"
+        base_url = "http://127.0.0.1:1/v1"
+        [backends.gpu]
+        kind = "self_hosted"
+        base_url = "http://127.0.0.1:2/v1"
+        hourly_usd = 2.99
+        capacity = { input_tokens_per_second = 15000, output_tokens_per_second = 10000, max_in_flight = 2 }
+        [routes.chat]
+        models = ["gpt-5.4"]
+        offers = [{ backend = "openai" }, { backend = "gpu", model = "llama" }]
+        "#;
+    std::fs::write(&config, text).unwrap();
+    let bill = |flags: &[&str]| {
+        let flags = [&["--config", config.to_str().unwrap(), "--policy", "api"], flags].concat();
+        simulated(folder.path(), &[("rows.csv", ROWS)], &flags)["policies"][0]["total_usd"].as_f64().unwrap()
+    };
+    assert!(bill(&[]) > 1.2 * bill(&["--rows-are-sums"]), "{} {}", bill(&[]), bill(&["--rows-are-sums"]));
+}
+
+#[test]
+fn traces_of_one_name_have_pictures_of_their_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let picture = folder.path().join("run.svg").display().to_string();
+    let traces = [("a/rows.csv", ROWS), ("b/rows.csv", ROWS)];
+    let both = simulated(folder.path(), &traces, &["--plot", &picture, "--policy", "api"]);
+    assert_eq!((&both[0]["trace"], &both[1]["trace"]), (&"rows".into(), &"rows-2".into()));
+    assert!(["run-rows.svg", "run-rows-2.svg"].iter().all(|name| folder.path().join(name).exists()));
+}
+
+#[test]
+fn the_picture_of_committed_replicas_shows_whom_they_served() {
+    let folder = tempfile::tempdir().unwrap();
+    let picture = folder.path().join("run.svg").display().to_string();
+    let flags = ["--billing", "committed", "--policy", "api,cheapest", "--plot", &picture];
+    simulated(folder.path(), &[("rows.csv", ROWS)], &flags);
+    let names = std::fs::read_to_string(&picture).unwrap();
+    let lines = |name: &str| names.lines().filter(|line| line.trim() == name).count();
+    assert_eq!((lines("api"), lines("cheapest")), (0, 1), "in the panel of replicas");
+}
+
+#[test]
+fn a_schedule_is_that_of_adaptive_unless_policies_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("targets.csv").display().to_string();
+    let busy: String = (0..60).map(|minute| format!("{},9000000,9000000\n", minute * 60)).collect();
+    let rows = format!("arrival_s,prompt_tokens,completion_tokens\n{busy}");
+    let mut targets = |flags: &[&str]| {
+        simulated(folder.path(), &[("rows.csv", &rows)], &[&["--schedule", file.as_str()], flags].concat());
+        std::fs::read_to_string(&file).unwrap()
+    };
+    let by_default = targets(&[]);
+    assert_eq!(by_default, targets(&["--policy", "adaptive,api"]));
+    assert!(by_default.lines().any(|target| target != "0"), "{by_default}");
+}
+
+#[test]
+fn csv_says_whether_the_optimum_is_a_lower_bound() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("rows.csv");
+    std::fs::write(&path, ROWS).unwrap();
+    for (minimum, expected) in [("1m", "false"), ("2h", "true")] {
+        let arguments =
+            ["breakeven", "simulate", path.to_str().unwrap(), "--format", "csv", "--minimum", minimum];
+        let Command::Simulate(arguments) = Cli::try_parse_from(arguments).unwrap().command else {
+            panic!("it is a simulation");
+        };
+        let mut out = vec![];
+        simulate::run(&arguments, &mut out).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        let mut lines = text.lines().map(|line| line.rsplit(',').next().unwrap());
+        assert_eq!((lines.next(), lines.next()), (Some("optimum_is_lower_bound"), Some(expected)));
+    }
 }
 
 #[test]

@@ -12,7 +12,7 @@ use crate::economics::{NanoUsd, PoolSpec, Slot, Timestamp};
 use crate::ledger::Event;
 use crate::ledger::query;
 use crate::planner;
-use crate::simulator::{Demand, Tally, priced, trace};
+use crate::simulator::{Demand, Tally, priced, priced_sum, trace};
 
 use super::super::economy::Economy;
 use super::{SimulateArgs, output};
@@ -28,7 +28,7 @@ pub(super) struct Source {
 }
 
 enum Kind {
-    Trace(PathBuf),
+    Trace { path: PathBuf, rows_are_sums: bool },
     Ledger(PathBuf),
 }
 
@@ -37,7 +37,7 @@ impl Source {
     /// need; elsewhere no larger than the busiest slot can fill.
     pub(super) fn pool(&self, configured: &PoolSpec, demand: &Demand) -> PoolSpec {
         match self.kind {
-            Kind::Trace(_) => demand.capped(configured),
+            Kind::Trace { .. } => demand.capped(configured),
             Kind::Ledger(_) => configured.clone(),
         }
     }
@@ -51,15 +51,19 @@ pub(super) fn sources(arguments: &SimulateArgs, economy: &Economy) -> anyhow::Re
         let start = ledger_start(&path, economy, slot)?;
         return Ok(vec![Source { name: path.display().to_string(), start, kind: Kind::Ledger(path) }]);
     }
-    Ok(arguments
-        .traces
-        .iter()
-        .map(|path| Source {
-            name: trace_name(path),
-            start: Timestamp::ZERO,
-            kind: Kind::Trace(path.clone()),
-        })
-        .collect())
+    let mut sources: Vec<Source> = Vec::with_capacity(arguments.traces.len());
+    for path in &arguments.traces {
+        let kind = Kind::Trace { path: path.clone(), rows_are_sums: arguments.rows_are_sums };
+        sources.push(Source { name: new_name(trace_name(path), &sources), start: Timestamp::ZERO, kind });
+    }
+    Ok(sources)
+}
+
+/// The name, with a number when another trace has it already: files are named after it.
+fn new_name(name: String, taken: &[Source]) -> String {
+    let is_free = |name: &String| taken.iter().all(|source| source.name != *name);
+    let numbered = (2..).map(|number| format!("{name}-{number}"));
+    std::iter::once(name.clone()).chain(numbered).find(is_free).expect("numbers do not end")
 }
 
 /// `data/azure.csv.gz` → `azure`.
@@ -72,18 +76,19 @@ fn trace_name(path: &Path) -> String {
 pub(super) fn read(source: &Source, economy: &Economy, slot: Duration) -> anyhow::Result<Tally> {
     let mut tally = Tally::new(slot);
     match &source.kind {
-        Kind::Trace(path) => read_file(path, economy, &mut tally)?,
+        Kind::Trace { path, rows_are_sums } => read_file(path, *rows_are_sums, economy, &mut tally)?,
         Kind::Ledger(path) => read_ledger(path, economy, source.start, &mut tally)?,
     }
     Ok(tally)
 }
 
-fn read_file(path: &Path, economy: &Economy, tally: &mut Tally) -> anyhow::Result<()> {
+fn read_file(path: &Path, rows_are_sums: bool, economy: &Economy, tally: &mut Tally) -> anyhow::Result<()> {
+    let price = if rows_are_sums { priced_sum } else { priced };
     let file = File::open(path).context("cannot open it")?;
     let bytes = file.metadata().map_or(0, |metadata| metadata.len());
     let bar = output::progress(bytes, "reading");
     trace::read(bar.wrap_read(file), |event| {
-        let slot = priced(&economy.card, &economy.pool.capacity, &event.usage, event.requests);
+        let slot = price(&economy.card, &economy.pool.capacity, &event.usage, event.requests);
         tally.add(event.arrival, slot)
     })?;
     bar.finish_and_clear();

@@ -135,6 +135,7 @@ pub(super) fn csv(simulations: &[Simulation], out: &mut impl Write) -> io::Resul
         "starts",
         "api_requests",
         "self_hosted_requests",
+        "optimum_is_lower_bound",
     ])?;
     for simulation in simulations {
         let row = row(simulation);
@@ -157,6 +158,7 @@ pub(super) fn csv(simulations: &[Simulation], out: &mut impl Write) -> io::Resul
                 policy.starts.to_string(),
                 policy.api_requests.to_string(),
                 policy.self_hosted_requests.to_string(),
+                row.optimum_is_lower_bound.to_string(),
             ])?;
         }
     }

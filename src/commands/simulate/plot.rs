@@ -125,15 +125,20 @@ fn count(number: usize) -> f64 {
     number as f64
 }
 
-/// A number without needless decimals.
+/// A number without needless decimals: three digits that say something, or all of a larger one.
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "what the chart calls")]
 fn short(number: &f64) -> String {
-    let thousandths = (number * 1000.0).round() / 1000.0;
-    thousandths.to_string()
+    let places = if *number == 0.0 { 0.0 } else { (2.0 - number.abs().log10().floor()).clamp(3.0, 12.0) };
+    let unit = 10.0_f64.powf(places);
+    ((number * unit).round() / unit).to_string()
 }
 
-/// Means of groups of slots, at the middle of each group.
+/// Means of groups of slots, at the middle of each group; of one group a line from end to end.
 fn means(axis: &Axis, values: &[f64]) -> Vec<(f64, f64)> {
+    if values.len() <= axis.group {
+        let mean = values.iter().sum::<f64>() / count(values.len().max(1));
+        return vec![(0.0, mean), (axis.length, mean)];
+    }
     let middle = |index: usize, length: usize| (count(index * axis.group) + count(length) / 2.0) * axis.slot;
     values
         .chunks(axis.group)
@@ -275,4 +280,29 @@ fn cumulative(axis: &Axis, outcome: &Outcome) -> Vec<(f64, f64)> {
         points.push((end, spent.to_usd_f64()));
     }
     points
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_small_number_is_not_nothing() {
+        for (number, text) in [
+            (0.0, "0"),
+            (0.000_002_5, "0.0000025"),
+            (0.1 + 0.2, "0.3"),
+            (12.0, "12"),
+            (1234.5678, "1234.568"),
+        ] {
+            assert_eq!(short(&number), text);
+        }
+    }
+
+    #[test]
+    fn one_slot_is_a_line_from_end_to_end() {
+        let axis = Axis { unit: "seconds", length: 60.0, group: 1, slot: 60.0 };
+        assert_eq!(means(&axis, &[3.0]), [(0.0, 3.0), (60.0, 3.0)]);
+        assert_eq!(means(&axis, &[3.0, 5.0]), [(30.0, 3.0), (90.0, 5.0)]);
+    }
 }
