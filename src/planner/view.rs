@@ -102,6 +102,7 @@ impl PoolPlanner {
 }
 
 /// Requests an hour; by use, and where the API costs nothing, no volume breaks even.
+#[derive(Clone, Copy)]
 struct Volume {
     requests: f64,
     break_even: Option<f64>,

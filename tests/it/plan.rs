@@ -213,9 +213,9 @@ fn the_picture_of_committed_replicas_shows_whom_they_served() {
 fn a_schedule_is_that_of_adaptive_unless_policies_are_named() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("targets.csv").display().to_string();
-    let busy: String = (0..60).map(|minute| format!("{},9000000,9000000\n", minute * 60)).collect();
-    let rows = format!("arrival_s,prompt_tokens,completion_tokens\n{busy}");
-    let mut targets = |flags: &[&str]| {
+    let busy: Vec<_> = (0..60).map(|minute| format!("{},9000000,9000000", minute * 60)).collect();
+    let rows = format!("arrival_s,prompt_tokens,completion_tokens\n{}\n", busy.join("\n"));
+    let targets = |flags: &[&str]| {
         simulated(folder.path(), &[("rows.csv", &rows)], &[&["--schedule", file.as_str()], flags].concat());
         std::fs::read_to_string(&file).unwrap()
     };

@@ -54,16 +54,16 @@ pub(super) fn sources(arguments: &SimulateArgs, economy: &Economy) -> anyhow::Re
     let mut sources: Vec<Source> = Vec::with_capacity(arguments.traces.len());
     for path in &arguments.traces {
         let kind = Kind::Trace { path: path.clone(), rows_are_sums: arguments.rows_are_sums };
-        sources.push(Source { name: new_name(trace_name(path), &sources), start: Timestamp::ZERO, kind });
+        sources.push(Source { name: new_name(&trace_name(path), &sources), start: Timestamp::ZERO, kind });
     }
     Ok(sources)
 }
 
 /// The name, with a number when another trace has it already: files are named after it.
-fn new_name(name: String, taken: &[Source]) -> String {
+fn new_name(name: &str, taken: &[Source]) -> String {
     let is_free = |name: &String| taken.iter().all(|source| source.name != *name);
     let numbered = (2..).map(|number| format!("{name}-{number}"));
-    std::iter::once(name.clone()).chain(numbered).find(is_free).expect("numbers do not end")
+    std::iter::once(name.to_owned()).chain(numbered).find(is_free).expect("numbers do not end")
 }
 
 /// `data/azure.csv.gz` → `azure`.

@@ -58,6 +58,7 @@ mod tests {
             realised.hold(target, life);
             realised.loss()
         };
-        assert_eq!([2, 2, 0, 0, 0].map(&mut pass), [2.0, 4.0, 2.5, 1.0, 1.0]);
+        let losses: Vec<f64> = [2, 2, 0, 0, 0].into_iter().map(&mut pass).collect();
+        assert_eq!(losses, [2.0, 4.0, 2.5, 1.0, 1.0]);
     }
 }
