@@ -302,6 +302,24 @@ async fn full_replicas_at_half_speed_are_learnt_noted_and_remembered() {
 }
 
 #[tokio::test]
+async fn a_start_up_that_was_measured_is_remembered() {
+    let world = World::new(COMMANDED, "policy = 'adaptive'");
+    let at = world.gateway.now();
+    let event = |subject: &str, detail: &str| Event {
+        at,
+        kind: STARTUP_EVENT.to_owned(),
+        subject: subject.to_owned(),
+        detail: detail.to_owned(),
+    };
+    world.gateway.ledger.append_event(&event("gpu", "612.500 s from the order"));
+    world.gateway.ledger.append_event(&event("another", "1.000 s from the order"));
+    assert!(world.gateway.ledger.flush().await);
+    let mut world = world.restart();
+    (0..3).for_each(|_| world.pass_slot(30.0, 1.5));
+    assert_eq!(world.planner.pools[0].spec().startup, Duration::from_millis(612_500));
+}
+
+#[tokio::test]
 async fn a_speed_above_the_estimate_needs_first_tokens_in_time() {
     let mut world = World::new("", CHEAPEST);
     let _leases: Vec<_> = (0..2).map(|_| world.pool().backend.fleet.acquire().unwrap()).collect();
