@@ -1,6 +1,6 @@
 //! The control loop with real processes: replicas that a command starts and stops, under a compressed trace.
 //!
-//! The proxy's clock runs faster than the wall's, so a slot of a minute takes half a second. What the run has cost
+//! The proxy's clock runs faster than the wall's, so a slot of half a minute takes a quarter of a second. What the run has cost
 //! and every decision are compared with `simulate` on the run's own ledger.
 
 use std::path::Path;
@@ -16,20 +16,19 @@ use breakeven::economics::{NanoUsd, PoolSpec, Timestamp};
 use breakeven::fleet::ReplicaState;
 use breakeven::gateway::Pin;
 use breakeven::ledger::query;
-use breakeven::planner::REPLICAS_EVENT;
-use breakeven::planner::STARTUP_EVENT;
+use breakeven::planner::{REPLICAS_EVENT, STARTUP_EVENT};
 use http::StatusCode;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
-use crate::support::{Http, Reply, chat, with};
+use crate::support::{Http, Reply, chat, free_ports, with};
 
 /// Seconds of the proxy's clock in one of the wall's.
 const SPEED: u32 = 120;
-const SLOT_MILLIS: u64 = 60_000;
+const SLOT_MILLIS: u64 = 30_000;
 const START: Timestamp = Timestamp::from_secs(1_764_000_000);
 /// Slots of the trace, and whether calls come in them.
-const TRACE: [(u32, bool); 5] = [(2, false), (16, true), (9, false), (15, true), (8, false)];
+const TRACE: [(u32, bool); 5] = [(4, false), (32, true), (18, false), (30, true), (16, false)];
 const REPLICAS: u16 = 2;
 /// Wall time between two calls.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -50,21 +49,14 @@ async fn start(folder: &Path, api: &FakeBackend) -> Proxy {
     Proxy::start(config, Clock::accelerated(START, SPEED)).await.unwrap()
 }
 
-/// Ports for the replicas, one after the other.
-fn free_ports() -> u16 {
-    let is_free = |port: u16| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok();
-    let any = || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let mut first = std::iter::repeat_with(any);
-    first.find(|first| (0..REPLICAS).all(|replica| is_free(first.saturating_add(replica)))).unwrap()
-}
-
-/// The start command is the replica; a shell around it writes down when it began and ended.
+/// The start command is the replica; a shell around it writes down when it began and ended. It serves what its capacity
+/// says: two calls at a time of about 150 ms are 14 a second, and each is 8.7 seconds of work on a clock of 120 times.
 fn config(folder: &Path, api: &str) -> String {
-    let port = free_ports();
+    let port = free_ports(REPLICAS);
     let lives = folder.join("lives-{replica}");
     let script = format!(
         "date +%s%N >> {lives}; \
-         {bin} fake-backend --listen 127.0.0.1:{{{port}+replica}} --ttft-ms 2 --tpot-ms 0 --startup-ms 1650 & pid=$!; \
+         {bin} fake-backend --listen 127.0.0.1:{{{port}+replica}} --ttft-ms 2 --tpot-ms 9 --startup-ms 1700 & pid=$!; \
          trap 'kill $pid; wait $pid; date +%s%N >> {lives}; exit 0' TERM; wait $pid",
         lives = lives.display(),
         bin = env!("CARGO_BIN_EXE_breakeven"),
@@ -80,7 +72,7 @@ fn config(folder: &Path, api: &str) -> String {
         path = {ledger:?}
 
         [policy]
-        slot = "60s"
+        slot = "30s"
 
         [backends.openai]
         kind = "api"
@@ -91,7 +83,7 @@ fn config(folder: &Path, api: &str) -> String {
         base_url = "http://127.0.0.1:{{{port}+replica}}/v1"
         hourly_usd = 2.99
         billing = "while_running"
-        capacity = {{ input_tokens_per_second = 3, output_tokens_per_second = 3, max_in_flight = 64 }}
+        capacity = {{ input_tokens_per_second = 3, output_tokens_per_second = 3, max_in_flight = 2 }}
         # Less than half of what it takes.
         startup = "90s"
         minimum = "1m"
@@ -102,7 +94,7 @@ fn config(folder: &Path, api: &str) -> String {
         models = ["house-model"]
         policy = "adaptive"
         offers = [
-          {{ backend = "openai", price = {{ input = 2000, output = 2000 }} }},
+          {{ backend = "openai", price = {{ input = 1000, output = 1000 }} }},
           {{ backend = "gpu", model = "llama" }},
         ]
         "#,
@@ -233,11 +225,10 @@ fn check_rent(folder: &Path) {
     assert!(paid >= lived && paid - lived < unit, "paid for {paid} ms, lived {lived} ms");
     let rent: NanoUsd = rows.iter().map(|row| row.rent).sum();
     let due = spec(folder).rent_between(0, paid);
-    assert!((due - rent).as_nanos().unsigned_abs() <= 2, "{rent} for {paid} ms, not {due}");
+    assert!((due - rent).as_nanos().unsigned_abs() <= lives.len() as u64, "{rent} for {paid} ms, not {due}");
 }
 
-/// The simulator takes the same decision in every slot, and its total is within 10%: it counts start-ups in whole
-/// slots, and its replicas do no more than their capacity.
+/// The simulator takes the same decision in every slot, and its total is within 5%: it counts start-ups in whole slots.
 fn check_replay(folder: &Path) {
     let (simulated, targets) = replay(folder);
     let mut first = u64::MAX;
@@ -253,5 +244,5 @@ fn check_replay(folder: &Path) {
     let live: NanoUsd = rows.iter().map(query::Row::spend).sum();
     let total = simulated["policies"][0]["total_usd"].as_f64().unwrap();
     let off = live.to_usd_f64() / total - 1.0;
-    assert!(off.abs() < 0.10, "live {live}, simulated {total}: {:.1}% off", off * 100.0);
+    assert!(off.abs() < 0.05, "live {live}, simulated {total}: {:.1}% off", off * 100.0);
 }
