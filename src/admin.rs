@@ -18,6 +18,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -31,6 +32,7 @@ use crate::metrics;
 use crate::openai::query::query_value;
 use crate::server::listening::Listening;
 use crate::server::patience::{Patient, Phase};
+use crate::server::tls::Acceptor;
 
 /// Connections at a time; scrapers and browsers need a handful.
 const MAX_CONNECTIONS: usize = 128;
@@ -87,16 +89,16 @@ impl Admin {
     }
 
     /// Serves until [`Admin::stop`].
-    pub fn serve(&self, listener: TcpListener, tasks: &mut JoinSet<()>) {
+    pub fn serve(&self, listener: TcpListener, tls: Option<Acceptor>, tasks: &mut JoinSet<()>) {
         let admin = self.clone();
-        tasks.spawn(async move { admin.accept(listener).await });
+        tasks.spawn(async move { admin.accept(listener, tls).await });
     }
 
     pub fn stop(&self) {
         self.stop.send_replace(true);
     }
 
-    async fn accept(self, listener: TcpListener) {
+    async fn accept(self, listener: TcpListener, tls: Option<Acceptor>) {
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let mut stop = self.stop.subscribe();
         let shares = Arc::<Shares>::default();
@@ -113,17 +115,28 @@ impl Admin {
                 continue;
             };
             let Ok(place) = places.clone().try_acquire_owned() else { continue };
-            let admin = self.clone();
+            let (admin, tls) = (self.clone(), tls.clone());
             connections.spawn(async move {
                 let _place = (place, held);
-                if let Err(error) = admin.hold(stream).await {
-                    debug!(%error, "an admin connection ended: {error}");
+                if let Err(error) = admin.welcome(stream, tls).await {
+                    debug!("an admin connection ended: {error}");
                 }
             });
         }
     }
 
-    async fn hold(self, stream: TcpStream) -> hyper::Result<()> {
+    async fn welcome(self, stream: TcpStream, tls: Option<Acceptor>) -> anyhow::Result<()> {
+        match tls {
+            None => self.hold(stream).await?,
+            Some(tls) => {
+                let stream = tokio::time::timeout(HEADER_TIMEOUT, tls.accept(stream)).await??;
+                self.hold(stream).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn hold(self, stream: impl AsyncRead + AsyncWrite + Unpin) -> hyper::Result<()> {
         let phase = Phase::default();
         let stream = Patient::new(stream, phase.clone(), HEADER_TIMEOUT, WRITE_TIMEOUT);
         let service = service_fn(move |request| {

@@ -81,6 +81,7 @@ pub struct Server {
     /// Without one, the admin side answers on loopback only.
     pub admin_token: Option<Secret>,
     pub tls: Option<Tls>,
+    pub admin_tls: Option<Tls>,
     /// Threads that serve applications; each has its own runtime and upstream connections.
     pub workers: usize,
 }

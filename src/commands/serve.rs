@@ -112,6 +112,7 @@ pub struct Proxy {
     admin: Admin,
     workers: Arc<Workers>,
     tls: Option<tls::Acceptor>,
+    admin_tls: Option<tls::Acceptor>,
     stop: watch::Sender<bool>,
     tasks: JoinSet<()>,
     planner: tokio::task::JoinHandle<()>,
@@ -149,7 +150,11 @@ impl Proxy {
         let admin_listener = bind(config.server.admin_listen).await?;
         let address = listener.local_addr()?;
         let admin_address = admin_listener.local_addr()?;
-        let tls = config.server.tls.as_ref().map(tls::Acceptor::new).transpose()?;
+        let acceptor = |settings: &Option<config::Tls>, protocols| {
+            settings.as_ref().map(|settings| tls::Acceptor::new(settings, protocols)).transpose()
+        };
+        let tls = acceptor(&config.server.tls, tls::ALL_HTTP)?;
+        let admin_tls = acceptor(&config.server.admin_tls, tls::HTTP1)?;
         let workers = Arc::new(Workers::start(&gateway, tls.as_ref())?);
         let (stop, stopped) = watch::channel(false);
         let (planner_stop, planner_stopped) = watch::channel(false);
@@ -167,8 +172,14 @@ impl Proxy {
         let (accepting, limiting) = (workers.clone(), gateway.clone());
         tasks.spawn(async move { accepting.accept(listener, limiting, stopped).await });
         let admin = Admin::new(gateway.clone(), reload_sender);
-        admin.serve(admin_listener, &mut tasks);
-        info!(%address, admin = %admin_address, "listening on http://{address}/v1, admin on http://{admin_address}");
+        admin.serve(admin_listener, admin_tls.clone(), &mut tasks);
+        let scheme = |tls: &Option<tls::Acceptor>| if tls.is_some() { "https" } else { "http" };
+        let (scheme, admin_scheme) = (scheme(&tls), scheme(&admin_tls));
+        info!(
+            %address,
+            admin = %admin_address,
+            "listening on {scheme}://{address}/v1, admin on {admin_scheme}://{admin_address}"
+        );
         for warning in &config.warnings {
             warn!("{warning}");
         }
@@ -179,6 +190,7 @@ impl Proxy {
             admin,
             workers,
             tls,
+            admin_tls,
             stop,
             tasks,
             planner,
@@ -296,15 +308,16 @@ impl Proxy {
             for key in gateway.state().config.restart_needed(&config) {
                 warn!(key, "`{key}` has changed and needs a restart");
             }
-            let renewed = match (&self.tls, &config.server.tls) {
-                (Some(tls), Some(settings)) => {
-                    Some((tls, tls::load(settings).map_err(|error| format!("{error:#}"))?))
+            let mut renewed = Vec::new();
+            let server = &config.server;
+            for (acceptor, settings) in [(&self.tls, &server.tls), (&self.admin_tls, &server.admin_tls)] {
+                if let (Some(acceptor), Some(settings)) = (acceptor, settings) {
+                    renewed.push((acceptor, acceptor.load(settings).map_err(|error| format!("{error:#}"))?));
                 }
-                _ => None,
-            };
+            }
             gateway.reconfigure(Arc::new(config)).map_err(|error| error.to_string())?;
-            if let Some((tls, loaded)) = renewed {
-                tls.renew(loaded);
+            for (acceptor, loaded) in renewed {
+                acceptor.renew(loaded);
             }
             Ok(())
         });

@@ -52,6 +52,8 @@ tables! {
         admin_token: At<SecretReference>,
         /// Certificate for `listen`. Default: plain HTTP.
         tls: At<RawTls>,
+        /// Certificate for `admin_listen`, which may be the same. Default: plain HTTP.
+        admin_tls: At<RawTls>,
         /// Threads that serve applications. Default: one a core.
         workers: At<Count>,
     }

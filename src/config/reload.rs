@@ -76,10 +76,12 @@ impl Config {
     /// Keys that differ and are read at the start only: a reload leaves them as they are.
     pub fn restart_needed(&self, new: &Self) -> Vec<&'static str> {
         let tls = |config: &Self| config.server.tls.is_some();
+        let admin_tls = |config: &Self| config.server.admin_tls.is_some();
         let differences = [
             ("server.listen", self.server.listen != new.server.listen),
             ("server.admin_listen", self.server.admin_listen != new.server.admin_listen),
             ("server.tls", tls(self) != tls(new)),
+            ("server.admin_tls", admin_tls(self) != admin_tls(new)),
             ("server.workers", self.server.workers != new.server.workers),
             ("ledger.path", self.ledger.path != new.ledger.path),
             ("ledger.fsync", self.ledger.fsync != new.ledger.fsync),

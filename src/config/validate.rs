@@ -174,6 +174,7 @@ impl Checker<'_> {
             admin_listen,
             admin_token,
             tls: table.tls.as_ref().and_then(|tls| self.tls(tls)),
+            admin_tls: table.admin_tls.as_ref().and_then(|tls| self.tls(tls)),
             workers: self.size(
                 table.workers.as_ref(),
                 cores as u64,

@@ -14,10 +14,19 @@ use tokio_rustls::server::TlsStream;
 
 use crate::config::Tls;
 
+/// What the applications' listener speaks, the best first.
+pub const ALL_HTTP: Protocols = &["h2", "http/1.1"];
+/// What the admin side speaks.
+pub const HTTP1: Protocols = &["http/1.1"];
+
+/// Names of protocols as TLS has them (ALPN).
+pub type Protocols = &'static [&'static str];
+
 /// Accepts TLS connections with the certificate in force.
 #[derive(Clone)]
 pub struct Acceptor {
     current: Arc<ArcSwap<ServerConfig>>,
+    protocols: Protocols,
 }
 
 impl std::fmt::Debug for Acceptor {
@@ -36,9 +45,14 @@ impl std::fmt::Debug for Loaded {
 }
 
 impl Acceptor {
-    pub fn new(settings: &Tls) -> anyhow::Result<Self> {
-        let Loaded(current) = load(settings)?;
-        Ok(Self { current: Arc::new(ArcSwap::from_pointee(current)) })
+    pub fn new(settings: &Tls, protocols: Protocols) -> anyhow::Result<Self> {
+        let Loaded(current) = load(settings, protocols)?;
+        Ok(Self { current: Arc::new(ArcSwap::from_pointee(current)), protocols })
+    }
+
+    /// Reads the files anew.
+    pub fn load(&self, settings: &Tls) -> anyhow::Result<Loaded> {
+        load(settings, self.protocols)
     }
 
     /// Puts a certificate in force for the connections that come.
@@ -51,8 +65,7 @@ impl Acceptor {
     }
 }
 
-/// Reads the files.
-pub fn load(settings: &Tls) -> anyhow::Result<Loaded> {
+fn load(settings: &Tls, protocols: Protocols) -> anyhow::Result<Loaded> {
     let read = |path: &Path| std::fs::read(path).with_context(|| format!("cannot read `{}`", path.display()));
     let certificates = CertificateDer::pem_slice_iter(&read(&settings.certificate)?)
         .collect::<Result<Vec<_>, _>>()
@@ -65,6 +78,6 @@ pub fn load(settings: &Tls) -> anyhow::Result<Loaded> {
         .with_no_client_auth()
         .with_single_cert(certificates, key)
         .context("the certificate and the private key do not belong together")?;
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config.alpn_protocols = protocols.iter().map(|name| name.as_bytes().to_vec()).collect();
     Ok(Loaded(config))
 }

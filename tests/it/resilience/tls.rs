@@ -1,5 +1,6 @@
 //! TLS on the applications' listener: both versions of HTTP, and certificates that are renewed under way.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::Served;
 use super::http2::{Frame, Raw, post};
+use crate::support::proxy::Proxy;
 use crate::support::{chat, with};
 
 const MODEL: &str = "gpt-4o-mini";
@@ -32,7 +34,7 @@ fn renew(folder: &Path) -> CertificateDer<'static> {
 }
 
 async fn connect(
-    served: &Served,
+    address: SocketAddr,
     trusted: &CertificateDer<'static>,
     protocol: &[u8],
 ) -> std::io::Result<TlsStream<TcpStream>> {
@@ -45,7 +47,7 @@ async fn connect(
         .with_root_certificates(roots)
         .with_no_client_auth();
     config.alpn_protocols = vec![protocol.to_vec()];
-    let stream = TcpStream::connect(served.address).await?;
+    let stream = TcpStream::connect(address).await?;
     let name = ServerName::try_from("localhost").unwrap();
     tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await
 }
@@ -83,26 +85,26 @@ async fn both_versions_of_http_are_spoken_and_a_renewed_certificate_is_taken_up_
     let tls = format!("tls = {{ certificate = \"{folder}/cert.pem\", private_key = \"{folder}/key.pem\" }}");
     let served = Served::start(&tls, &config, &[]).await;
 
-    let mut http2 = Raw::start(connect(&served, &first, b"h2").await.unwrap(), &[]).await;
+    let mut http2 = Raw::start(connect(served.address, &first, b"h2").await.unwrap(), &[]).await;
     http2.send(&post(1, &with(chat(MODEL), json!({"max_tokens": 2})).to_string())).await;
     assert_eq!(http2.until(Frame::ends_stream).await.map(|frame| frame.stream), Some(1));
 
-    let mut stream = open_stream(connect(&served, &first, b"http/1.1").await.unwrap()).await;
+    let mut stream = open_stream(connect(served.address, &first, b"http/1.1").await.unwrap()).await;
     std::fs::write(certificates.path().join("cert.pem"), "no certificate").unwrap();
     served.signal("-HUP");
     served.says("was not reloaded").await;
-    assert!(connect(&served, &first, b"http/1.1").await.is_ok(), "the one before stays in force");
+    assert!(connect(served.address, &first, b"http/1.1").await.is_ok(), "the one before stays in force");
 
     // Without a signal: the files are looked at every two seconds.
     let second = renew(certificates.path());
     let mut look = tokio::time::interval(Duration::from_millis(50));
     let renewed = async {
-        while connect(&served, &second, b"h2").await.is_err() {
+        while connect(served.address, &second, b"h2").await.is_err() {
             look.tick().await;
         }
     };
     tokio::time::timeout(LONG, renewed).await.expect("the new certificate is in force");
-    assert!(connect(&served, &first, b"h2").await.is_err());
+    assert!(connect(served.address, &first, b"h2").await.is_err());
 
     let mut rest = String::new();
     stream.read_to_string(&mut rest).await.unwrap();
@@ -129,4 +131,42 @@ async fn a_client_that_begins_a_handshake_and_no_more_is_closed() {
         assert!(closed.is_ok(), "{start:?}");
         assert!(!answer.starts_with(b"HTTP"), "{start:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_admin_side_speaks_tls_too_and_healthcheck_knows_it() {
+    let certificates = tempfile::tempdir().unwrap();
+    let trusted = renew(certificates.path());
+    let folder = certificates.path();
+    let config = format!(
+        "[server.admin_tls]\ncertificate = \"{0}/cert.pem\"\nprivate_key = \"{0}/key.pem\"\n\
+         [backends.openai]\nkind = \"api\"\nbase_url = \"http://127.0.0.1:9/v1\"\n",
+        folder.display()
+    );
+    let proxy = Proxy::start(&config).await;
+    let admin = proxy.running.admin_address;
+    assert!(connect(admin, &trusted, b"h2").await.is_err(), "it has HTTP/1.1 only");
+    let mut connection = connect(admin, &trusted, b"http/1.1").await.unwrap();
+    connection
+        .write_all(b"GET /readyz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+        .await
+        .unwrap();
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    let mut plain = TcpStream::connect(admin).await.unwrap();
+    plain.write_all(b"GET /readyz HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
+    let mut answer = Vec::new();
+    // A broken connection is as good.
+    drop(plain.read_to_end(&mut answer).await);
+    assert!(!answer.starts_with(b"HTTP"), "without TLS there is no answer");
+
+    let path = folder.join("breakeven.toml");
+    std::fs::write(&path, &config).unwrap();
+    let asked = tokio::process::Command::new(env!("CARGO_BIN_EXE_breakeven"))
+        .args(["healthcheck", "--ready", "--admin", &admin.to_string(), "--config"])
+        .arg(&path)
+        .output();
+    let asked = asked.await.unwrap();
+    assert!(asked.status.success(), "{}", String::from_utf8_lossy(&asked.stderr));
 }
