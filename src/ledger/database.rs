@@ -25,7 +25,7 @@ use crate::economics::Timestamp;
 pub(super) const SCHEMA_VERSION: u32 = 3;
 
 /// Sets of names kept in memory; a client that invents model names can not make it grow further.
-const CACHED_LABELS: usize = 16_384;
+const CACHED_LABELS: usize = 4_096;
 
 /// How long a statement waits for another process, such as a `VACUUM` by hand.
 pub(super) const BUSY_WAIT: Duration = Duration::from_secs(5);

@@ -25,7 +25,7 @@ use crate::economics::Timestamp;
 use crate::ledger::rows::{Names, Place};
 
 /// Numbers of labels kept in memory; a client that invents model names cannot make it grow further.
-const CACHED_LABELS: usize = 16_384;
+const CACHED_LABELS: usize = 4_096;
 
 /// How long a silent connection is trusted before it is probed.
 const KEEPALIVE: Duration = Duration::from_secs(30);
