@@ -256,6 +256,10 @@ async fn slow_streams_slow_heads_and_slow_readers_leave_other_calls_unharmed() {
     let http = Http::new(&served.url());
     times(&http, 50).await;
     let ((alone, alone_p99), before) = (times(&http, 200).await, resident(&served));
+    // What the API and the client do in this process takes its time as well.
+    let direct = Http::new(&api.url());
+    times(&direct, 50).await;
+    let (_, direct_alone_p99) = times(&direct, 200).await;
 
     api.set(|settings| {
         settings.output_tokens = 100;
@@ -299,10 +303,11 @@ async fn slow_streams_slow_heads_and_slow_readers_leave_other_calls_unharmed() {
     let settles = async { while times(&http, 20).await.1 > alone_p99 * 2 + ROOM {} };
     tokio::time::timeout(Duration::from_mins(1), settles).await.expect("buffers fill and that is all");
     let ((beside, beside_p99), after) = (times(&http, 200).await, resident(&served));
+    let (_, direct_beside_p99) = times(&direct, 200).await;
     let per_connection = after.saturating_sub(before) / (slow * 7 / 5);
     eprintln!(
-        "p99 alone {alone_p99:?}, beside {slow} slow streams and {} slow sockets {beside_p99:?}; {per_connection} KiB a \
-         connection",
+        "p99 alone {alone_p99:?}, beside {slow} slow streams and {} slow sockets {beside_p99:?} (without the proxy \
+         {direct_alone_p99:?} and {direct_beside_p99:?}); {per_connection} KiB a connection",
         sockets.len()
     );
     // The median, as the slowest of few calls tell more of the machine than of the proxy.
