@@ -128,10 +128,7 @@ impl Admin {
     async fn welcome(self, stream: TcpStream, tls: Option<Acceptor>) -> anyhow::Result<()> {
         match tls {
             None => self.hold(stream).await?,
-            Some(tls) => {
-                let stream = tokio::time::timeout(HEADER_TIMEOUT, tls.accept(stream)).await??;
-                self.hold(stream).await?;
-            }
+            Some(tls) => self.hold(tls.accept(stream, HEADER_TIMEOUT).await?).await?,
         }
         Ok(())
     }

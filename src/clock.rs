@@ -105,6 +105,18 @@ pub async fn within<F: Future + Unpin>(patience: Duration, mut future: F) -> Res
     }
 }
 
+/// Ends when what `read` gives has not changed for so long, and `counts` then; twice as late at most. Whatever moves has to
+/// count itself, and nothing else.
+pub async fn stands_still(patience: Duration, read: impl Fn() -> u64, counts: impl Fn(u64) -> bool) {
+    loop {
+        let before = read();
+        tokio::time::sleep(patience).await;
+        if read() == before && counts(before) {
+            return;
+        }
+    }
+}
+
 /// Timers that bound the waits of one thread's calls. A new one would be put into the runtime's wheel for each wait and
 /// taken out again, and hardly one ever rings. These stay in the wheel when a wait is over, and serve the next.
 #[derive(Debug, Default)]

@@ -265,17 +265,13 @@ async fn connection(work: Arc<Work>, clients: Arc<Clients>, accepted: Accepted) 
             let is_http2 = start[..length] == *HTTP2_PREFACE;
             talk.hold(stream, is_http2).await;
         }
-        Some(acceptor) => {
-            let handshake = tokio::time::timeout(limits.header_timeout, acceptor.accept(stream)).await;
-            match handshake {
-                Ok(Ok(stream)) => {
-                    let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-                    talk.hold(stream, is_http2).await;
-                }
-                Ok(Err(error)) => debug!(%error, "a TLS handshake failed: {error}"),
-                Err(_) => debug!("a TLS handshake did not end in time"),
+        Some(acceptor) => match acceptor.accept(stream, limits.header_timeout).await {
+            Ok(stream) => {
+                let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+                talk.hold(stream, is_http2).await;
             }
-        }
+            Err(error) => debug!(%error, "a TLS handshake failed: {error}"),
+        },
     }
 }
 

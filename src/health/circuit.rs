@@ -101,30 +101,25 @@ impl Circuit {
     pub fn failed(&self, now: Timestamp, retry_after: Option<Duration>) -> Option<CircuitState> {
         let failures = self.failures.fetch_add(1, Ordering::SeqCst).saturating_add(1);
         let asked = retry_after.map(|wait| wait.min(MAX_RETRY_AFTER)).filter(|wait| !wait.is_zero());
-        let mut gate = self.gate.load(Ordering::SeqCst);
-        loop {
+        self.open(now, |gate| {
             let broken = is_trial(gate) || failures >= self.failures_to_open;
-            let wait = match (broken, asked) {
-                (true, asked) => self.open_for.max(asked.unwrap_or_default()),
-                (false, Some(asked)) => asked,
-                (false, None) => return None,
-            };
-            let wanted = now + wait.max(Duration::from_millis(1));
-            // The time of an outstanding trial is not a wait that somebody asked for.
-            let held = if gate == 0 || is_trial(gate) { wanted } else { until(gate).max(wanted) };
-            match self.gate.compare_exchange(gate, gate_at(held, false), Ordering::SeqCst, Ordering::SeqCst) {
-                Ok(_) => return (gate == 0 || is_trial(gate)).then_some(CircuitState::Open),
-                Err(changed) => gate = changed,
-            }
-        }
+            if broken { Some(self.open_for.max(asked.unwrap_or_default())) } else { asked }
+        })
     }
 
     /// The backend asks for a pause, as with 429: it has that one, and is otherwise in good health. Returns the new
     /// state when it changed.
     pub fn asked_to_wait(&self, now: Timestamp, wait: Duration) -> Option<CircuitState> {
-        let wanted = now + wait.clamp(Duration::from_millis(1), MAX_RETRY_AFTER);
+        self.open(now, |_| Some(wait.min(MAX_RETRY_AFTER)))
+    }
+
+    /// Opens it for as long as `wait` says of the gate that is there, at least a millisecond; for none it stays as it is. A
+    /// shorter wait never replaces a longer one.
+    fn open(&self, now: Timestamp, wait: impl Fn(u64) -> Option<Duration>) -> Option<CircuitState> {
         let mut gate = self.gate.load(Ordering::SeqCst);
         loop {
+            let wanted = now + wait(gate)?.max(Duration::from_millis(1));
+            // The time of an outstanding trial is not a wait that somebody asked for.
             let held = if gate == 0 || is_trial(gate) { wanted } else { until(gate).max(wanted) };
             match self.gate.compare_exchange(gate, gate_at(held, false), Ordering::SeqCst, Ordering::SeqCst) {
                 Ok(_) => return (gate == 0 || is_trial(gate)).then_some(CircuitState::Open),

@@ -20,6 +20,7 @@ use super::exchange::Exchange;
 use super::headers::Head;
 use super::respond::{annotate, stream};
 use super::{fail, path_and_query};
+use crate::clock::stands_still;
 use crate::config::Timeouts;
 use crate::ledger::Outcome;
 use crate::openai::query::query_value;
@@ -129,13 +130,7 @@ struct Moves(AtomicU64);
 impl Moves {
     /// Ends when nothing has passed for so long; twice as late at most.
     async fn cease(&self, patience: Duration) {
-        loop {
-            let before = self.0.load(Ordering::Relaxed);
-            tokio::time::sleep(patience).await;
-            if self.0.load(Ordering::Relaxed) == before {
-                return;
-            }
-        }
+        stands_still(patience, || self.0.load(Ordering::Relaxed), |_| true).await;
     }
 
     /// Carries bytes one way, shown to `see` before they leave. How it ended makes no difference: either side may

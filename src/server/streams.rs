@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use tracing::debug;
 
 use super::Stop;
+use crate::clock::stands_still;
 use crate::proxy::body::{Body, BodyError};
 
 /// What is handed over at a time: HTTP/2's smallest largest frame. What is left unread of an answer is kept by
@@ -45,13 +46,7 @@ impl Pace {
 
     /// Ends when the client has taken nothing for so long; twice as late at most.
     async fn stalled(&self, patience: Duration) {
-        loop {
-            let before = self.0.load(Ordering::Relaxed);
-            tokio::time::sleep(patience).await;
-            if before % 2 == 1 && self.0.load(Ordering::Relaxed) == before {
-                return;
-            }
-        }
+        stands_still(patience, || self.0.load(Ordering::Relaxed), |steps| steps % 2 == 1).await;
     }
 }
 
@@ -77,14 +72,8 @@ impl Streams {
 
     /// Ends when there has been no stream for so long; twice as late at most.
     pub async fn idle(&self, rest: Duration) {
-        loop {
-            let before = self.count.opened.load(Ordering::Relaxed);
-            tokio::time::sleep(rest).await;
-            let opened = self.count.opened.load(Ordering::Relaxed);
-            if opened == before && self.count.open.load(Ordering::Relaxed) == 0 {
-                return;
-            }
-        }
+        let is_empty = |_| self.count.open.load(Ordering::Relaxed) == 0;
+        stands_still(rest, || self.count.opened.load(Ordering::Relaxed), is_empty).await;
     }
 }
 

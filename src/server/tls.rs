@@ -1,7 +1,9 @@
 //! TLS on our own listeners, with certificates that are read again when they change.
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
@@ -60,8 +62,13 @@ impl Acceptor {
         self.current.store(Arc::new(loaded.0));
     }
 
-    pub async fn accept(&self, stream: TcpStream) -> std::io::Result<TlsStream<TcpStream>> {
-        TlsAcceptor::from(self.current.load_full()).accept(stream).await
+    /// Shakes hands, which may take so long.
+    pub async fn accept(&self, stream: TcpStream, patience: Duration) -> io::Result<TlsStream<TcpStream>> {
+        let handshake = TlsAcceptor::from(self.current.load_full()).accept(stream);
+        match tokio::time::timeout(patience, handshake).await {
+            Ok(shaken) => shaken,
+            Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "it did not end in time")),
+        }
     }
 }
 
