@@ -117,17 +117,18 @@ async fn forward(
     exchange.set_key(key);
     if endpoint.is_routed() {
         exchange.open_span(&parts.headers);
-        routed(clients, exchange, parts, incoming).await
+        routed(gateway, clients, exchange, parts, incoming).await
     } else if matches!(endpoint, Endpoint::Models | Endpoint::Model) {
         models::answer(clients, exchange, parts, incoming).await
     } else {
         exchange.open_span(&parts.headers);
-        unread(clients, exchange, parts, incoming, upgrade).await
+        unread(gateway, clients, exchange, parts, incoming, upgrade).await
     }
 }
 
 /// A path that is not understood.
 async fn unread(
+    gateway: &Gateway,
     clients: &Clients,
     mut exchange: Box<Exchange>,
     parts: request::Parts,
@@ -139,7 +140,7 @@ async fn unread(
     if let Some(upgrade) = upgrade {
         upgrade::tunnel(clients, exchange, &backend, parts, upgrade).await
     } else {
-        passthrough::pass(clients, exchange, &backend, parts, incoming).await
+        passthrough::pass(gateway, clients, exchange, &backend, parts, incoming).await
     }
 }
 
@@ -167,6 +168,7 @@ fn may_record(gateway: &Gateway, when_unavailable: WhenUnavailable) -> Result<()
 
 /// A call to one of the endpoints that are understood.
 async fn routed(
+    gateway: &Gateway,
     clients: &Clients,
     mut exchange: Box<Exchange>,
     mut parts: request::Parts,
@@ -174,7 +176,7 @@ async fn routed(
 ) -> Result<Response<Body>, ProxyError> {
     let state = exchange.state().clone();
     let limits = &state.config.limits;
-    let mut room = exchange.gateway().buffers.room(limits.max_buffered_bytes);
+    let mut room = gateway.buffers.room(limits.max_buffered_bytes);
     let mut body = collect(incoming, limits, &mut room).await?;
     if parts.headers.contains_key(header::CONTENT_ENCODING) {
         body = unpack::unpack(&mut parts.headers, body, limits.max_body_bytes).await?;

@@ -1,6 +1,5 @@
 //! Memory that request bodies take while their calls wait for an answer, all together.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A body up to this size is not counted: the bound on calls in flight bounds those.
@@ -8,7 +7,7 @@ pub const UNCOUNTED_BYTES: usize = 64 * 1024;
 
 /// How much is held.
 #[derive(Debug, Default)]
-pub struct Buffers(Arc<AtomicUsize>);
+pub struct Buffers(AtomicUsize);
 
 /// There is no room for a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,20 +17,20 @@ pub struct Full {
 
 impl Buffers {
     /// Room for one body, empty yet, within `limit` bytes for all.
-    pub fn room(&self, limit: usize) -> Room {
-        Room { held: 0, limit, all: self.0.clone() }
+    pub fn room(&self, limit: usize) -> Room<'_> {
+        Room { held: 0, limit, all: &self.0 }
     }
 }
 
 /// What one body takes, given back on drop.
 #[derive(Debug)]
-pub struct Room {
+pub struct Room<'a> {
     held: usize,
     limit: usize,
-    all: Arc<AtomicUsize>,
+    all: &'a AtomicUsize,
 }
 
-impl Room {
+impl Room<'_> {
     /// Grows to so many bytes in all; when there is no room for them, it gives back what it had.
     pub fn cover(&mut self, bytes: usize) -> Result<(), Full> {
         let more = bytes.saturating_sub(self.held);
@@ -52,7 +51,7 @@ impl Room {
     }
 }
 
-impl Drop for Room {
+impl Drop for Room<'_> {
     fn drop(&mut self) {
         if self.held > 0 {
             self.give_back();

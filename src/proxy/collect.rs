@@ -17,7 +17,7 @@ use crate::gateway::buffers::{Full, Room};
 pub(crate) async fn collect(
     mut incoming: Incoming,
     limits: &Limits,
-    room: &mut Room,
+    room: &mut Room<'_>,
 ) -> Result<Bytes, ProxyError> {
     let limit = limits.max_body_bytes;
     if incoming.size_hint().lower() > limit as u64 {
@@ -38,7 +38,11 @@ const MAX_TRUSTED_LENGTH: usize = 1 << 20;
 
 /// Pieces are copied together as they come, while the processor's caches still have them and so that the
 /// connection can receive into the same buffer again.
-async fn collect_up_to(incoming: &mut Incoming, limit: usize, room: &mut Room) -> Result<Bytes, ProxyError> {
+async fn collect_up_to(
+    incoming: &mut Incoming,
+    limit: usize,
+    room: &mut Room<'_>,
+) -> Result<Bytes, ProxyError> {
     let mut first = Bytes::new();
     let mut all = BytesMut::new();
     while let Some(frame) = incoming.frame().await {

@@ -36,7 +36,8 @@ pub async fn answer(
         };
     }
     let backend = exchange.state().default_backend().cloned().ok_or(ProxyError::NoBackend)?;
-    let response = passthrough::pass(clients, exchange, &backend, parts, incoming).await?;
+    let gateway = exchange.gateway().clone();
+    let response = passthrough::pass(&gateway, clients, exchange, &backend, parts, incoming).await?;
     if is_ours && response.status() == StatusCode::NOT_FOUND {
         return Ok(json_response(&model(&name)));
     }

@@ -15,6 +15,7 @@ use super::exchange::Exchange;
 use super::headers::Head;
 use super::respond::stream;
 use super::{fail, path_and_query};
+use crate::gateway::Gateway;
 use crate::gateway::buffers::Room;
 use crate::ledger::once::{derived_id, response_id};
 use crate::openai::{Endpoint, json};
@@ -32,6 +33,7 @@ const FORM_OVERLAP_BYTES: usize = 512;
 
 /// A path that is not understood goes to an API, as it comes, and is metered if its answer says usage.
 pub async fn pass(
+    gateway: &Gateway,
     clients: &Clients,
     mut exchange: Box<Exchange>,
     backend: &Arc<Backend>,
@@ -52,7 +54,7 @@ pub async fn pass(
         exchange.gateway().recall(exchange.id).await;
     }
     exchange.set_buys(may_bill);
-    let mut room = exchange.gateway().buffers.room(exchange.state().config.limits.max_buffered_bytes);
+    let mut room = gateway.buffers.room(exchange.state().config.limits.max_buffered_bytes);
     let body = read_body(&exchange, &parts, incoming, &mut room).await?;
     let Some(place) = backend.acquire() else {
         return Err(ProxyError::Unavailable {
@@ -111,7 +113,7 @@ async fn read_body(
     exchange: &Exchange,
     parts: &request::Parts,
     incoming: Incoming,
-    room: &mut Room,
+    room: &mut Room<'_>,
 ) -> Result<RequestBody, ProxyError> {
     if incoming.is_end_stream() {
         return Ok(RequestBody::Full(None));
