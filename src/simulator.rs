@@ -104,13 +104,15 @@ pub fn priced(card: &PriceCard, capacity: &Capacity, usage: &Usage, requests: u6
     if requests > 1 {
         return priced_sum(card, capacity, usage, requests);
     }
-    let api_cost = card.cost(usage, Tier::Standard);
-    Slot { api_cost, ..priced_sum(card, capacity, usage, requests) }
+    demand_of(card.cost(usage, Tier::Standard), capacity, usage, requests)
 }
 
 /// The sum of calls of which nobody knows how many there were. It is no long context, however long.
 pub fn priced_sum(card: &PriceCard, capacity: &Capacity, usage: &Usage, requests: u64) -> Slot {
-    let api_cost = card.standard.cost(usage);
+    demand_of(card.standard.cost(usage), capacity, usage, requests)
+}
+
+fn demand_of(api_cost: NanoUsd, capacity: &Capacity, usage: &Usage, requests: u64) -> Slot {
     Slot { api_cost, work: capacity.work(usage), requests, tokens: usage.total_tokens() }
 }
 
@@ -187,16 +189,16 @@ impl Demand {
         })
     }
 
-    /// The start-up time as it was known at the beginning of a slot.
-    pub fn startup_at(&self, pool: &PoolSpec, slot: usize) -> Duration {
+    /// The start-up time as it was known at the beginning of a slot; before any was, `configured`.
+    pub fn startup_at(&self, configured: Duration, slot: usize) -> Duration {
         let known = self.startups.iter().rev().find(|(from, _)| *from <= slot);
-        known.map_or(pool.startup, |(_, startup)| *startup)
+        known.map_or(configured, |(_, startup)| *startup)
     }
 
     /// How long a replica that is ordered in a slot really takes: as the next measurement says of the first ones.
-    pub fn startup_of_order(&self, pool: &PoolSpec, slot: usize) -> Duration {
-        let first = self.startups.first().map_or(pool.startup, |(_, startup)| *startup);
-        self.startup_at(&PoolSpec { startup: first, ..pool.clone() }, slot)
+    pub fn startup_of_order(&self, configured: Duration, slot: usize) -> Duration {
+        let first = self.startups.first().map_or(configured, |(_, startup)| *startup);
+        self.startup_at(first, slot)
     }
 
     pub fn api_cost(&self) -> NanoUsd {

@@ -43,7 +43,7 @@ pub fn run(policy: &mut dyn Policy, pool: &PoolSpec, demand: &Demand, start: Tim
     let name = policy.name();
     let (mut finished, mut at, mut known) = (Slot::default(), start, pool.clone());
     replay(name, pool, demand, |slot, fleet, now| {
-        known.startup = demand.startup_at(pool, now as usize);
+        known.startup = demand.startup_at(pool.startup, now as usize);
         let decision = policy.decide(&known, at, &finished, fleet.seen_at(now));
         (finished, at) = (*slot, at + demand.slot);
         let is_api_only = (decision.preference, decision.reason) == (Preference::Api, Reason::Pinned);
@@ -85,7 +85,7 @@ fn replay(
     for ((slot, arrived), now) in demand.slots.iter().zip(&demand.arrivals).zip(0..) {
         let Wanted { target, serves } = wanted(slot, &fleet, now);
         let target = target.min(pool.max_replicas);
-        fleet.start_in(slots_in(demand.startup_of_order(pool, now as usize), demand.slot));
+        fleet.start_in(slots_in(demand.startup_of_order(pool.startup, now as usize), demand.slot));
         fleet.hold(target, now);
         let (ready, billed) = fleet.pass(now);
         let ready = if serves { ready } else { 0 };

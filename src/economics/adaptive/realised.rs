@@ -27,7 +27,7 @@ impl Realised {
     pub(super) fn pass(&mut self, gains: impl Iterator<Item = f64>, life: Life, keep: f64) {
         let served = self.ages.iter().filter(|age| **age >= life.startup);
         let saved: f64 = served.zip(gains).map(|(_, gain)| gain).sum();
-        let rent: f64 = self.ages.iter().map(|_| 1.0).sum();
+        let rent = f64::from(self.held());
         self.loss = self.loss * keep + rent - saved;
         self.ages.iter_mut().for_each(|age| *age = age.saturating_add(1));
     }
