@@ -8,8 +8,7 @@ use clap::{Args, ValueEnum};
 
 use crate::config::{self, BackendKind, Config, Route, parse_duration};
 use crate::economics::{
-    Band, Billing, Capacity, NanoUsd, PolicyKind, PolicySettings, PoolSpec, PriceCard, Prices, Threshold,
-    TokenPrice,
+    Band, Billing, NanoUsd, PolicyKind, PolicySettings, PoolSpec, PriceCard, Prices, Threshold, TokenPrice,
 };
 
 /// The API model and the machine to compare. Without a configuration: gpt-4o-mini against an 8B model on one
@@ -122,19 +121,7 @@ impl Default for Economy {
                 },
                 ..PriceCard::default()
             },
-            pool: PoolSpec {
-                hourly: NanoUsd::from_nanos(2_990_000_000),
-                billing: Billing::WhileRunning,
-                request_fee: NanoUsd::ZERO,
-                capacity: Capacity {
-                    input_tokens_per_second: 15_000,
-                    output_tokens_per_second: 10_000,
-                    max_in_flight: 64,
-                },
-                startup: Duration::from_mins(5),
-                minimum: Duration::from_mins(1),
-                max_replicas: 32,
-            },
+            pool: PoolSpec::small_model_on_an_h100(),
             threshold: None,
             settings: PolicySettings::default(),
             route: None,

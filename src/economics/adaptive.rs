@@ -486,26 +486,15 @@ fn stretches(scales: Scales) -> [(usize, usize); STRETCHES] {
 
 #[cfg(test)]
 mod tests {
-    use super::super::catalog::{Billing, Capacity, Work};
+    use super::super::catalog::Work;
     use super::super::money::NanoUsd;
     use super::*;
 
     const MINUTE: Duration = Duration::from_mins(1);
 
     fn pool() -> PoolSpec {
-        PoolSpec {
-            hourly: NanoUsd::from_nanos(3_000_000_000),
-            billing: Billing::WhileRunning,
-            request_fee: NanoUsd::ZERO,
-            capacity: Capacity {
-                input_tokens_per_second: 15_000,
-                output_tokens_per_second: 10_000,
-                max_in_flight: 64,
-            },
-            startup: MINUTE * 5,
-            minimum: MINUTE,
-            max_replicas: 8,
-        }
+        let hourly = NanoUsd::from_nanos(3_000_000_000);
+        PoolSpec { hourly, max_replicas: 8, ..PoolSpec::small_model_on_an_h100() }
     }
 
     /// A slot that fills so many hundredths of a replica, at an API bill of five rents a replica.

@@ -103,24 +103,12 @@ fn requests(count: u64) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::catalog::{Capacity, Work};
+    use super::super::catalog::Work;
     use super::*;
     use proptest::prelude::*;
 
     fn pool(hourly: &str) -> PoolSpec {
-        PoolSpec {
-            hourly: hourly.parse().unwrap(),
-            billing: Billing::WhileRunning,
-            request_fee: NanoUsd::ZERO,
-            capacity: Capacity {
-                input_tokens_per_second: 15_000,
-                output_tokens_per_second: 10_000,
-                max_in_flight: 64,
-            },
-            startup: Duration::from_mins(5),
-            minimum: Duration::from_mins(1),
-            max_replicas: 8,
-        }
+        PoolSpec { hourly: hourly.parse().unwrap(), max_replicas: 8, ..PoolSpec::small_model_on_an_h100() }
     }
 
     fn hour(requests: u64, each: &str, work_each: u64) -> Slot {

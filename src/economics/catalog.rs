@@ -104,6 +104,23 @@ pub struct PoolSpec {
 }
 
 impl PoolSpec {
+    /// What is compared unless something else is said: an 8B model on one H100 (prices of 2026-10).
+    pub const fn small_model_on_an_h100() -> Self {
+        Self {
+            hourly: NanoUsd::from_nanos(2_990_000_000),
+            billing: Billing::WhileRunning,
+            request_fee: NanoUsd::ZERO,
+            capacity: Capacity {
+                input_tokens_per_second: 15_000,
+                output_tokens_per_second: 10_000,
+                max_in_flight: 64,
+            },
+            startup: Duration::from_mins(5),
+            minimum: Duration::from_mins(1),
+            max_replicas: 32,
+        }
+    }
+
     /// Rent of one replica over an interval that began `from_millis` and ends `to_millis` after its start:
     /// a difference of cumulative floors, so adjacent intervals add up exactly.
     pub fn rent_between(&self, from_millis: u64, to_millis: u64) -> NanoUsd {

@@ -61,24 +61,12 @@ pub fn slots_in(duration: Duration, slot: Duration) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::catalog::{Billing, Capacity, Work};
+    use super::super::catalog::Work;
     use super::*;
     use proptest::prelude::*;
 
     fn pool(fee: i64) -> PoolSpec {
-        PoolSpec {
-            hourly: NanoUsd::from_nanos(2_990_000_000),
-            billing: Billing::WhileRunning,
-            request_fee: NanoUsd::from_nanos(fee),
-            capacity: Capacity {
-                input_tokens_per_second: 15_000,
-                output_tokens_per_second: 10_000,
-                max_in_flight: 64,
-            },
-            startup: Duration::from_mins(5),
-            minimum: Duration::from_mins(1),
-            max_replicas: 32,
-        }
+        PoolSpec { request_fee: NanoUsd::from_nanos(fee), ..PoolSpec::small_model_on_an_h100() }
     }
 
     proptest! {

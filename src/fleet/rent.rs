@@ -73,22 +73,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::economics::{Billing, Capacity};
 
     fn pool() -> PoolSpec {
-        PoolSpec {
-            hourly: "2.99".parse().unwrap(),
-            billing: Billing::WhileRunning,
-            request_fee: NanoUsd::ZERO,
-            capacity: Capacity {
-                input_tokens_per_second: 15_000,
-                output_tokens_per_second: 10_000,
-                max_in_flight: 64,
-            },
-            startup: Duration::from_mins(5),
-            minimum: Duration::from_mins(1),
-            max_replicas: 4,
-        }
+        PoolSpec { max_replicas: 4, ..PoolSpec::small_model_on_an_h100() }
     }
 
     const START: Timestamp = Timestamp::from_secs(1_700_000_000);

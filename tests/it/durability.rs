@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use breakeven::economics::Timestamp;
-use breakeven::ledger::{catch_up, query};
+use breakeven::ledger::{Ledger, catch_up, query};
 
 use crate::ledger::{api_call, open};
 
@@ -181,6 +181,17 @@ impl Drop for SmallDisk {
     }
 }
 
+/// Fills the disk, and appends rows from number `count` on until the ledger says that it cannot take them; the next number.
+fn fill(disk: &SmallDisk, ledger: &Ledger, mut count: u64) -> u64 {
+    disk.fill();
+    while ledger.is_available() {
+        let _batch = ledger.append(&api_call(count, count % 1000));
+        count += 1;
+        assert!(count < 100_000, "the disk never fills");
+    }
+    count
+}
+
 #[tokio::test]
 async fn a_full_disk_makes_the_ledger_unavailable_and_room_makes_it_available_again() {
     let directory = tempfile::tempdir().unwrap();
@@ -190,13 +201,7 @@ async fn a_full_disk_makes_the_ledger_unavailable_and_room_makes_it_available_ag
     let _batch = ledger.append(&api_call(0, 0));
     assert!(ledger.flush().await && ledger.is_available());
 
-    disk.fill();
-    let mut count = 1;
-    while ledger.is_available() {
-        let _batch = ledger.append(&api_call(count, count % 1000));
-        count += 1;
-        assert!(count < 100_000, "the disk never fills");
-    }
+    let count = fill(&disk, &ledger, 1);
     assert!(ledger.unavailable_reason().unwrap().contains("journal"));
     assert!(ledger.stats().pending > 0);
     assert_eq!(ledger.stats().unrecorded, 0);
@@ -216,12 +221,7 @@ async fn rows_that_a_full_disk_does_not_take_until_the_end_are_put_elsewhere_and
     let Some(disk) = SmallDisk::mount_at(directory.path()) else { return };
     let path = directory.path().join("breakeven.db");
     let ledger = open(&path);
-    disk.fill();
-    let mut count = 0;
-    while ledger.is_available() {
-        let _batch = ledger.append(&api_call(count, count % 1000));
-        count += 1;
-    }
+    let mut count = fill(&disk, &ledger, 0);
     for _ in 0..5 {
         let _batch = ledger.append(&api_call(count, count % 1000));
         count += 1;
@@ -249,12 +249,7 @@ async fn a_flush_waits_for_rows_in_memory_until_the_disk_takes_them() {
     let Some(disk) = SmallDisk::mount_at(directory.path()) else { return };
     let path = directory.path().join("breakeven.db");
     let ledger = open(&path);
-    disk.fill();
-    let mut count = 0;
-    while ledger.is_available() {
-        let _batch = ledger.append(&api_call(count, count % 1000));
-        count += 1;
-    }
+    let count = fill(&disk, &ledger, 0);
     let (is_flushed, ()) = tokio::join!(ledger.flush(), async { disk.make_room() });
     assert!(is_flushed && ledger.abandon(directory.path()).is_none());
     assert_eq!(ids(&path), (0..count).collect::<Vec<_>>());

@@ -1,7 +1,7 @@
 //! The control loop with real processes: replicas that a command starts and stops, under a compressed trace.
 //!
-//! The proxy's clock runs faster than the wall's, so a slot of half a minute takes a quarter of a second. What the run has cost
-//! and every decision are compared with `simulate` on the run's own ledger.
+//! The proxy's clock runs faster than the wall's, so a slot of half a minute takes a quarter of a second. What the run
+//! has cost and every decision are compared with `simulate` on the run's own ledger.
 
 use std::path::Path;
 use std::time::Duration;

@@ -91,16 +91,22 @@ async fn a_second_signal_ends_what_the_first_one_waits_for() {
     assert_eq!(rows[0].outcome, Outcome::Timeout, "and not as if its client had left");
 }
 
+/// To its empty line, and no byte of what follows.
+async fn read_head(stream: &mut TcpStream) -> Vec<u8> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.unwrap());
+    }
+    head
+}
+
 /// An API of which one connection is a WebSocket that says what it hears.
 async fn echoing_api() -> std::net::SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.unwrap();
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            head.push(stream.read_u8().await.unwrap());
-        }
+        read_head(&mut stream).await;
         let switch = "HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n";
         stream.write_all(switch.as_bytes()).await.unwrap();
         let (mut from, mut to) = stream.split();
@@ -116,10 +122,7 @@ async fn open_tunnel(served: &Served) -> TcpStream {
     let hello = "GET /v1/realtime?model=gpt-realtime HTTP/1.1\r\nhost: x\r\nupgrade: websocket\r\n\
                  connection: upgrade\r\nsec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZQ==\r\n\r\n";
     client.write_all(hello.as_bytes()).await.unwrap();
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        head.push(client.read_u8().await.unwrap());
-    }
+    let head = read_head(&mut client).await;
     assert!(head.starts_with(b"HTTP/1.1 101 "), "{}", String::from_utf8_lossy(&head));
     client
 }
@@ -203,8 +206,7 @@ async fn a_reload_changes_what_the_log_leaves_out() {
     let original = std::fs::read_to_string(&path).unwrap();
     let call = async || {
         // A connection that breaks is told at `debug`.
-        use tokio::io::AsyncWriteExt as _;
-        let mut stream = tokio::net::TcpStream::connect(served.admin).await.unwrap();
+        let mut stream = TcpStream::connect(served.admin).await.unwrap();
         stream.write_all(b"nonsense\r\n\r\n").await.unwrap();
         tokio::io::copy(&mut stream, &mut tokio::io::sink()).await.unwrap();
     };
