@@ -12,7 +12,8 @@
 //! no better than the simple rules, the simple rules are followed.
 //!
 //! Guards: nothing is started while a full replica would not earn its rent (`kappa < 1`). While that is so of the day's
-//! traffic, the replicas may cost a start more than they save, and are given up when they do. Minimums are
+//! traffic, the replicas may cost a start more than they save, and are given up when they do. Nor may they have cost more
+//! than a start for each day since the beginning, unless the traffic was worth clearly more than the rent. Minimums are
 //! honoured, and never more is wanted than the pool may hold. All quantities are in rents of a slot; money is
 //! counted elsewhere.
 //!
@@ -29,6 +30,7 @@ use std::time::Duration;
 
 use super::layers::slots_in;
 use super::policy::{Decision, Fleet, Policy, Reason, Slot};
+use super::time::millis;
 use super::{Billing, PoolSpec, Timestamp, break_even};
 use chain::{Advice, Chain, Class};
 use experts::{HALF_LIVES, Life, Rule, Shadow, Sight};
@@ -64,6 +66,9 @@ const KAPPA_HALF_LIFE: f64 = 60.0;
 /// Half-life of the same ratio, and of what was lost, by which a fleet is given up.
 const DAY: Duration = Duration::from_hours(24);
 
+/// Traffic that is worth more than so many times the rent of its work may be tried at the risk of the difference.
+const CLEARLY: f64 = 1.5;
+
 /// The policy `adaptive`.
 #[derive(Debug)]
 pub struct Adaptive {
@@ -96,7 +101,7 @@ impl Policy for Adaptive {
                 let state = self.state.get_or_insert_with(|| State::new(scales, slot));
                 state.fit(scales, pool.max_replicas as usize, slot);
                 state.learn(pool, slot, at, finished, &self.traffic.volume);
-                state.target(&self.traffic, fleet)
+                state.target(&self.traffic, fleet, slot)
             }
         };
         Decision::hold(target.min(pool.max_replicas), Reason::Cheapest)
@@ -112,6 +117,10 @@ struct Traffic {
     busiest: f64,
     of_late: Worth,
     of_the_day: Worth,
+    /// Slots since the beginning.
+    slots: u32,
+    /// What the traffic since then was worth beyond [`CLEARLY`] the rent of its work, in rents of a slot.
+    clear_worth: f64,
 }
 
 /// What traffic is worth beside the rent of its work.
@@ -139,16 +148,26 @@ impl Traffic {
         for (mean, half_life) in self.volume.iter_mut().zip(VOLUME_HALF_LIVES) {
             mean.see(replicas, scales.rate(half_life));
         }
-        let day = rate(DAY.as_secs_f64() / slot.as_secs_f64());
+        let day = rate(slots_of_a_day(slot));
         self.busiest = replicas.max(self.busiest * (1.0 - day));
         let worth = finished.worth(pool).to_usd_f64();
+        let rent = pool.rent_between(0, millis(slot)).to_usd_f64().max(f64::MIN_POSITIVE);
         let rent_of_work = break_even::rent_of_work(pool, finished).to_usd_f64();
         self.of_late.see(worth, rent_of_work, scales.rate(KAPPA_HALF_LIFE));
         self.of_the_day.see(worth, rent_of_work, day);
+        self.slots += 1;
+        self.clear_worth += (worth - CLEARLY * rent_of_work) / rent;
     }
 
     fn pays(&self) -> bool {
         self.of_late.pays()
+    }
+
+    /// What replicas may have lost by now, in rents of a slot: a start for each day that has begun, and what the traffic
+    /// was clearly worth.
+    fn may_be_lost(&self, price_of_a_start: f64, slot: Duration) -> f64 {
+        let days = (f64::from(self.slots) / slots_of_a_day(slot)).ceil();
+        days * price_of_a_start + self.clear_worth.max(0.0)
     }
 
     /// Replicas that the volume fills at its busiest.
@@ -187,6 +206,11 @@ impl Scales {
     /// The price of a start, and of a change of rule.
     fn price_of_a_change(self) -> f64 {
         f64::from(self.startup.max(1))
+    }
+
+    /// What a replica costs at least, in rents of a slot, whatever comes.
+    fn price_of_a_start(self) -> f64 {
+        f64::from(self.startup.max(self.minimum).max(1))
     }
 
     /// A rate whose half-life is given in units.
@@ -326,22 +350,36 @@ impl State {
         u32::try_from(wanted).expect("at most `max_replicas` layers")
     }
 
-    /// As many replicas as may be held if one start may be lost, and what was saved besides.
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "`as` saturates")]
+    /// As many replicas as may be held if one start may be lost of late, and what was saved besides.
     fn replicas_at_the_price_of_a_start(&self) -> u32 {
-        let starts_left = 1.0 - self.realised.loss() / self.scales.price_of_a_change();
-        if starts_left < 0.0 { 0 } else { self.realised.held().saturating_add(starts_left.round() as u32) }
+        let starts_left = 1.0 - self.realised.of_late() / self.scales.price_of_a_change();
+        self.held_and(if starts_left < 0.0 { starts_left } else { starts_left.round() })
+    }
+
+    /// As many replicas as may be held if so much may be lost since the beginning.
+    fn replicas_at_the_price_of(&self, loss: f64) -> u32 {
+        let left = loss - self.realised.at_stake(self.scales.life());
+        self.held_and((left / self.scales.price_of_a_start()).floor())
+    }
+
+    /// The replicas that are held and so many more; none if there is a start too many.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "`as` saturates")]
+    fn held_and(&self, starts: f64) -> u32 {
+        if starts < 0.0 { 0 } else { self.realised.held().saturating_add(starts as u32) }
     }
 
     /// What is wanted, within the guards.
-    fn target(&mut self, traffic: &Traffic, fleet: Fleet) -> u32 {
+    fn target(&mut self, traffic: &Traffic, fleet: Fleet, slot: Duration) -> u32 {
         let held = fleet.starting + fleet.ready;
-        let wanted = if traffic.pays() { self.wanted() } else { self.wanted().min(held) };
-        let target = if traffic.of_the_day.pays() {
-            wanted
-        } else {
-            wanted.min(self.replicas_at_the_price_of_a_start())
-        };
+        let mut target = self.wanted();
+        if !traffic.pays() {
+            target = target.min(held);
+        }
+        if !traffic.of_the_day.pays() {
+            target = target.min(self.replicas_at_the_price_of_a_start());
+        }
+        let may_be_lost = traffic.may_be_lost(self.scales.price_of_a_start(), slot);
+        target = target.min(self.replicas_at_the_price_of(may_be_lost));
         self.realised.hold(target, self.scales.life());
         target
     }
@@ -476,6 +514,10 @@ fn handicaps(rules: &[Rule], scales: Scales) -> Vec<f64> {
     let first = experts::first_rule(rules);
     let of_others = HEAD_START * scales.price_of_a_change();
     (0..rules.len()).map(|rule| if rule == first { 0.0 } else { of_others }).collect()
+}
+
+fn slots_of_a_day(slot: Duration) -> f64 {
+    DAY.as_secs_f64() / slot.as_secs_f64()
 }
 
 /// Slots ahead that are forecast.

@@ -173,23 +173,43 @@ fn a_machine_that_can_never_pay_is_never_started() {
     }
 }
 
-/// Output that pays a replica for two hours, input that does not for ten: full all the time it would lose.
+/// A week in which output, which pays a full replica, and input, which does not, take turns for so many minutes each.
+/// On average a full replica would lose.
+fn turns(pool: &PoolSpec, replicas: u64, mut lengths: impl FnMut() -> [usize; 2]) -> Demand {
+    let call = |input: u64, output: u64| {
+        let usage = breakeven::economics::Usage::new(input * 60 * replicas, output * 60 * replicas);
+        priced(&card("0.15", "0.60"), &pool.capacity, &usage, 1)
+    };
+    let kinds = [call(0, 10_000), call(15_000, 0)];
+    let turn = |_| kinds.into_iter().zip(lengths()).flat_map(|(kind, length)| vec![kind; length]);
+    let demand = Demand::new(MINUTE, (0..).flat_map(turn).take(7 * 1440).collect());
+    assert!(demand.kappa(pool).unwrap() < 1.0);
+    demand
+}
+
 #[test]
 fn traffic_that_only_pays_at_times_costs_at_most_a_start_a_day_more_than_the_api() {
-    let pool = PoolSpec { hourly: "18".parse().unwrap(), ..pool() };
-    let call = |input, output| {
-        priced(&card("0.15", "0.60"), &pool.capacity, &breakeven::economics::Usage::new(input, output), 1)
+    let at = |hourly: &str| PoolSpec { hourly: hourly.parse().unwrap(), ..pool() };
+    let random = |most: [usize; 2], seed| {
+        let mut random = fastrand::Rng::with_seed(seed);
+        move || most.map(|most| random.usize(1..=most))
     };
-    let half_a_day = [(120, call(0, 1_200_000)), (600, call(1_800_000, 0))];
-    let slots = half_a_day.iter().flat_map(|(length, slot)| vec![*slot; *length]);
-    let demand = Demand::new(MINUTE, slots.cycle().take(7 * 1440).collect());
-    assert!(demand.kappa(&pool).unwrap() < 1.0);
-    let pool = demand.capped(&pool);
-    let outcome = engine::run(&mut Adaptive::new(MINUTE), &pool, &demand, Timestamp::ZERO);
-    let start_a_day = demand.slot_rent(&pool).mul_div_floor(7 * 5, 1);
-    let most = demand.api_cost() + start_a_day;
-    assert!(outcome.total() <= most, "{} > {most}, {} starts", outcome.total(), outcome.starts);
-    assert!(outcome.starts > 0, "what has not lost anything is tried");
+    let mut starts = 0;
+    for (pool, replicas, lengths) in [
+        (at("18"), 2, Box::new(|| [120_usize, 600]) as Box<dyn FnMut() -> [usize; 2]>),
+        (at("14"), 5, Box::new(|| [120_usize, 600])),
+        (at("12"), 2, Box::new(random([14, 40], 2))),
+        (at("12"), 5, Box::new(random([20, 120], 0))),
+    ] {
+        let demand = turns(&pool, replicas, lengths);
+        let pool = demand.capped(&pool);
+        let outcome = engine::run(&mut Adaptive::new(MINUTE), &pool, &demand, Timestamp::ZERO);
+        let start_a_day = demand.slot_rent(&pool).mul_div_floor(7 * 5, 1);
+        let most = demand.api_cost() + start_a_day;
+        assert!(outcome.total() <= most, "{} > {most}, {} starts", outcome.total(), outcome.starts);
+        starts += outcome.starts;
+    }
+    assert!(starts > 0, "what has not lost anything is tried");
 }
 
 #[test]

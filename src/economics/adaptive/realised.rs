@@ -9,13 +9,26 @@ use super::experts::Life;
 pub(super) struct Realised {
     /// Slots since the order of each replica, the oldest first.
     ages: Vec<u32>,
-    loss: f64,
+    of_late: f64,
+    in_all: f64,
+    last_saved: f64,
 }
 
 impl Realised {
     /// Rent less savings, in rents of a slot, fading.
-    pub(super) fn loss(&self) -> f64 {
-        self.loss
+    pub(super) fn of_late(&self) -> f64 {
+        self.of_late
+    }
+
+    /// The same since the beginning, and what the replicas that are held would still lose if the next slot were like
+    /// the last: the rest of each start-up or minimum, and the rent that those which serve do not earn.
+    pub(super) fn at_stake(&self, life: Life) -> f64 {
+        let committed = life.startup.max(life.minimum);
+        let rest: u32 = self.ages.iter().map(|age| committed.saturating_sub(*age)).sum();
+        let serving = self.ages.iter().filter(|age| **age >= committed).count();
+        #[expect(clippy::cast_precision_loss, reason = "at most `max_replicas`")]
+        let unearned = (serving as f64 - self.last_saved).max(0.0);
+        self.in_all + f64::from(rest) + unearned
     }
 
     /// Replicas that are starting or ready.
@@ -28,7 +41,9 @@ impl Realised {
         let served = self.ages.iter().filter(|age| **age >= life.startup);
         let saved: f64 = served.zip(gains).map(|(_, gain)| gain).sum();
         let rent = f64::from(self.held());
-        self.loss = self.loss * keep + rent - saved;
+        self.of_late = self.of_late * keep + rent - saved;
+        self.in_all += rent - saved;
+        self.last_saved = saved;
         self.ages.iter_mut().for_each(|age| *age = age.saturating_add(1));
     }
 
@@ -56,7 +71,7 @@ mod tests {
         let mut pass = |target| {
             realised.pass([3.0, 0.5].into_iter(), life, 1.0);
             realised.hold(target, life);
-            realised.loss()
+            realised.of_late()
         };
         let losses: Vec<f64> = [2, 2, 0, 0, 0].into_iter().map(&mut pass).collect();
         assert_eq!(losses, [2.0, 4.0, 2.5, 1.0, 1.0]);
