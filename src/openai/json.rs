@@ -4,14 +4,14 @@
 //! matched, so every boundary is right on valid JSON, and what is wrong inside them is left for the server
 //! to say. Strings, where nearly all the bytes of a request are, are crossed with `memchr`.
 
-mod words;
+mod strings;
 
 use std::borrow::Cow;
 use std::ops::Range;
 
 use memchr::memchr;
 
-use words::{cross_escapes, is_escaped, plain_string};
+use strings::{cross_blocks, is_escaped, plain_string};
 
 /// After so many bytes without a quote or bracket, an array of numbers is likely.
 const LONG_PLAIN: u32 = 64;
@@ -451,21 +451,23 @@ impl<W: Watcher> Walk<'_, W> {
 
     /// A quote ends it unless an odd number of backslashes precedes.
     fn long_string(&mut self, start: usize) -> Result<Range<usize>, JsonError> {
-        let mut from = start;
-        let end = loop {
-            let Some(offset) = memchr(b'"', &self.text[from..]) else {
+        let text = &self.text[start..];
+        let mut from = 0;
+        let length = loop {
+            match cross_blocks(text, from) {
+                Ok(length) => break length,
+                Err(crossed) => from = crossed,
+            }
+            let Some(offset) = memchr(b'"', &text[from..]) else {
                 return Err(JsonError { at: start - 1, what: "unterminated string" });
             };
             let quote = from + offset;
-            if !is_escaped(&self.text[from..quote]) {
+            if !is_escaped(&text[..quote]) {
                 break quote;
             }
             from = quote + 1;
-            match cross_escapes(&self.text[from..]) {
-                Ok(length) => break from + length,
-                Err(length) => from += length,
-            }
         };
+        let end = start + length;
         self.at = end + 1;
         Ok(start..end)
     }

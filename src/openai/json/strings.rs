@@ -1,0 +1,130 @@
+//! Where strings of JSON end: short ones are crossed eight bytes at a time, longer ones in blocks, because a vector search
+//! takes longer to begin than most of them are long.
+
+use wide::u8x16;
+
+/// Strings up to this length are crossed eight bytes at a time.
+const SHORT_STRING: usize = 32;
+/// Bytes that are looked at together in longer strings.
+const BLOCK: usize = 64;
+/// After so many blocks without a quote a vector search is worth its beginning.
+const BLOCKS_WITHOUT_QUOTES: u32 = 8;
+
+/// Where the quote is that ends a short string, if there is nothing but plain ASCII before it.
+#[inline]
+pub(super) fn plain_string(text: &[u8]) -> Option<usize> {
+    let mut at = 0;
+    while at < SHORT_STRING {
+        let Some(word) = text.get(at..).and_then(<[u8]>::first_chunk::<8>) else { break };
+        let word = u64::from_le_bytes(*word);
+        let below_space = word.wrapping_sub(EACH * 0x20) & !word & HIGH;
+        let stops = quotes_in(word) | zeros_in(word ^ (EACH * 0x5c)) | below_space | (word & HIGH);
+        if stops != 0 {
+            at += stops.trailing_zeros() as usize / 8;
+            return (text[at] == b'"').then_some(at);
+        }
+        at += 8;
+    }
+    let rest = text.get(at..)?.iter().take(SHORT_STRING.saturating_sub(at));
+    let stop = at + rest.take_while(|byte| matches!(byte, b' '..=b'!' | b'#'..=b'[' | b']'..=b'~')).count();
+    (text.get(stop) == Some(&b'"')).then_some(stop)
+}
+
+/// Looks for the end of the string in blocks from `from` on, whose beginning is that of `text`, and goes on while there
+/// are quotes: a vector search would have to begin anew behind each that is escaped. Where the string ends, or how far
+/// it was crossed.
+#[inline]
+pub(super) fn cross_blocks(text: &[u8], from: usize) -> Result<usize, usize> {
+    let (mut at, mut without_quotes) = (from, 0);
+    while without_quotes < BLOCKS_WITHOUT_QUOTES {
+        let Some(block) = text.get(at..).and_then(<[u8]>::first_chunk) else { break };
+        let mut quotes = quotes_in_block(block);
+        without_quotes = if quotes == 0 { without_quotes + 1 } else { 0 };
+        while quotes != 0 {
+            let quote = at + quotes.trailing_zeros() as usize;
+            if !is_escaped(&text[..quote]) {
+                return Ok(quote);
+            }
+            quotes &= quotes - 1;
+        }
+        at += BLOCK;
+    }
+    Err(at)
+}
+
+/// The bit of every byte that is a quote.
+#[inline]
+fn quotes_in_block(block: &[u8; BLOCK]) -> u64 {
+    let (vectors, _) = block.as_chunks::<16>();
+    vectors.iter().rev().fold(0, |quotes, vector| {
+        let found = u8x16::new(*vector).simd_eq(u8x16::splat(b'"')).to_bitmask();
+        quotes << 16 | u64::from(found)
+    })
+}
+
+/// Whether what follows `before` is escaped by the backslash at its end.
+#[inline]
+pub(super) fn is_escaped(before: &[u8]) -> bool {
+    match before {
+        [.., b'\\', b'\\'] => before.iter().rev().take_while(|byte| **byte == b'\\').count() % 2 == 1,
+        [.., b'\\'] => true,
+        _ => false,
+    }
+}
+
+/// The high bit of every byte that is a quote; above the lowest of them there may be more bits than quotes.
+#[inline]
+const fn quotes_in(word: u64) -> u64 {
+    zeros_in(word ^ (EACH * 0x22))
+}
+
+/// The high bit of every byte that is zero; above the lowest of them there may be more bits than zeros.
+#[inline]
+const fn zeros_in(word: u64) -> u64 {
+    word.wrapping_sub(EACH) & !word & HIGH
+}
+
+/// A byte times this is that byte in each of eight.
+const EACH: u64 = u64::MAX / 255;
+
+/// The high bit of each of eight bytes.
+const HIGH: u64 = EACH << 7;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Byte by byte: where the string ends that begins the text.
+    fn end(text: &[u8]) -> Option<usize> {
+        let mut at = 0;
+        while text.get(at)? != &b'"' {
+            at += if text[at] == b'\\' { 2 } else { 1 };
+        }
+        Some(at)
+    }
+
+    proptest! {
+        #[test]
+        fn blocks_are_crossed_to_the_end_or_up_to_where_there_are_no_quotes(
+            inside in r#"(\\"|\\\\|\\n|é|[a-z ]{1,80}){0,60}"#,
+            gap in 0_usize..1200,
+        ) {
+            let text = format!("{inside}{}\", \"after\": \"it\"", "x".repeat(gap));
+            let text = text.as_bytes();
+            let end = end(text).unwrap();
+            match cross_blocks(text, 0) {
+                Ok(found) => prop_assert_eq!(found, end),
+                Err(crossed) => {
+                    prop_assert!(crossed <= end);
+                    let looked_at = &text[crossed.saturating_sub(BLOCK * 8)..crossed];
+                    prop_assert!(text.len() - crossed < BLOCK || !looked_at.contains(&b'"'));
+                }
+            }
+            if let Some(found) = plain_string(text) {
+                prop_assert_eq!(found, end);
+            }
+        }
+    }
+}
