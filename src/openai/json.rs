@@ -2,7 +2,7 @@
 //!
 //! Top-level syntax is checked in full. Nested values are skipped, not built: their strings and brackets are
 //! matched, so every boundary is right on valid JSON, and what is wrong inside them is left for the server
-//! to say. Strings, where nearly all the bytes of a request are, are crossed with `memchr`.
+//! to say. Strings, where nearly all the bytes of a request are, are crossed as [`end_of_string`] does.
 
 mod strings;
 
@@ -11,7 +11,8 @@ use std::ops::Range;
 
 use memchr::memchr;
 
-use strings::{cross_blocks, is_escaped, plain_string};
+pub use strings::end_of_string;
+use strings::plain_string;
 
 /// After so many bytes without a quote or bracket, an array of numbers is likely.
 const LONG_PLAIN: u32 = 64;
@@ -442,34 +443,11 @@ impl<W: Watcher> Walk<'_, W> {
     #[inline]
     fn string(&mut self) -> Result<Range<usize>, JsonError> {
         let start = self.at + 1;
-        if let Some(length) = plain_string(&self.text[start..]) {
-            self.at = start + length + 1;
-            return Ok(start..start + length);
-        }
-        self.long_string(start)
-    }
-
-    /// A quote ends it unless an odd number of backslashes precedes.
-    fn long_string(&mut self, start: usize) -> Result<Range<usize>, JsonError> {
-        let text = &self.text[start..];
-        let mut from = 0;
-        let length = loop {
-            match cross_blocks(text, from) {
-                Ok(length) => break length,
-                Err(crossed) => from = crossed,
-            }
-            let Some(offset) = memchr(b'"', &text[from..]) else {
-                return Err(JsonError { at: start - 1, what: "unterminated string" });
-            };
-            let quote = from + offset;
-            if !is_escaped(&text[..quote]) {
-                break quote;
-            }
-            from = quote + 1;
+        let Some(length) = end_of_string(&self.text[start..]) else {
+            return Err(self.error("unterminated string"));
         };
-        let end = start + length;
-        self.at = end + 1;
-        Ok(start..end)
+        self.at = start + length + 1;
+        Ok(start..start + length)
     }
 
     #[inline]

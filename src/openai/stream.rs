@@ -5,9 +5,12 @@
 //! to be it are held back, and at most [`MAX_HELD_BYTES`] of them; no client could have used them before the
 //! rest came.
 //!
-//! An ordinary event costs one search and a walk over its `choices`: no parse, no allocation. Text that is
+//! An event that differs from one before in nothing but its text costs two comparisons and the way to the end of the
+//! text ([`Pattern`]); another one three searches and a walk over its `choices`: no parse, no allocation. Text that is
 //! produced is kept as it is escaped, up to [`MAX_TEXT_BYTES`], so that it can be counted by a tokenizer off
 //! this path if usage never arrives ([`StreamReader::produced_text`]).
+
+mod pattern;
 
 use std::sync::LazyLock;
 
@@ -19,6 +22,7 @@ use super::json::{self, Watcher};
 use super::sse::{self, Scanner};
 use super::usage::{Counts, Sighting, after_colon};
 use crate::economics::{Tier, Usage};
+use pattern::{Pattern, Place};
 
 /// Held back of an incomplete event that may be the usage chunk: it is a few hundred bytes long.
 pub const MAX_HELD_BYTES: usize = 16 << 10;
@@ -78,6 +82,7 @@ pub struct StreamReader {
     counts: Option<Counts>,
     report: Report,
     text: Vec<u8>,
+    pattern: Pattern,
 }
 
 impl StreamReader {
@@ -95,6 +100,7 @@ impl StreamReader {
             counts: None,
             report: Report::default(),
             text: Vec::new(),
+            pattern: Pattern::default(),
         }
     }
 
@@ -115,7 +121,10 @@ impl StreamReader {
             from = 1;
             passing.skip_to(usize::from(self.was_cut));
         }
-        while let Some(end) = self.scanner.event_end(&chunk[from..]).map(|length| from + length) {
+        loop {
+            from += self.note_alike(&chunk[from..]);
+            let Some(length) = self.scanner.event_end(&chunk[from..]) else { break };
+            let end = from + length;
             let is_cut = self.note_piece(&chunk[from..end]);
             let held = std::mem::take(&mut self.is_held);
             self.was_cut = is_cut;
@@ -131,6 +140,22 @@ impl StreamReader {
             self.keep_rest(&chunk, from, &mut passing);
         }
         passing.finish(chunk)
+    }
+
+    /// Notes the events at the beginning that differ from one before in nothing but their text. Returns their length.
+    #[inline]
+    fn note_alike(&mut self, bytes: &[u8]) -> usize {
+        let mut from = 0;
+        if !self.partial.is_empty() || self.scanner.awaits_newline() {
+            return from;
+        }
+        while let Some((text, length)) = self.pattern.read(&bytes[from..]) {
+            keep(&mut self.text, text);
+            self.count_output(text.len());
+            self.was_cut = false;
+            from += length;
+        }
+        from
     }
 
     /// Notes an event of which `piece` is the end, and the whole if nothing of it came before.
@@ -204,8 +229,8 @@ impl StreamReader {
 
     /// Takes note of a complete event. True if it is the usage chunk that is to be cut.
     #[inline]
-    fn note(&mut self, event: &[u8]) -> bool {
-        let event = sse::parse(event);
+    fn note(&mut self, bytes: &[u8]) -> bool {
+        let event = sse::parse(bytes);
         let Some(data) = event.data else { return false };
         if data.is_empty() {
             return false;
@@ -215,31 +240,37 @@ impl StreamReader {
             self.report.saw_done = true;
             return false;
         }
-        let has_no_choices = self.note_data(event.name, &data);
+        let Noted { has_no_choices, only_text } = self.note_data(event.name, &data);
         let may_report = has_object(&data, &USAGE);
+        if let Some(text) = only_text.filter(|_| !may_report).and_then(|text| text.within(bytes)) {
+            self.pattern.learn(bytes, text);
+        }
         let reports =
             (may_report || !self.has_read_first) && self.note_response(&data, may_report, has_no_choices);
         self.has_read_first = true;
         self.strip_usage && reports && has_no_choices
     }
 
-    /// Notes what the event brings. True if it has choices, and there are none in them.
-    fn note_data(&mut self, name: &[u8], data: &[u8]) -> bool {
-        if let Some(choices) = value_after(data, &CHOICES) {
-            self.note_choices(choices);
-            return choices.strip_prefix(b"[").is_some_and(|rest| rest.trim_ascii_start().starts_with(b"]"));
-        }
-        self.note_typed(name, data);
-        false
+    /// Notes what the event brings.
+    fn note_data(&mut self, name: &[u8], data: &[u8]) -> Noted {
+        let Some(choices) = value_after(data, &CHOICES) else {
+            self.note_typed(name, data);
+            return Noted::default();
+        };
+        let has_no_choices =
+            choices.strip_prefix(b"[").is_some_and(|rest| rest.trim_ascii_start().starts_with(b"]"));
+        Noted { has_no_choices, only_text: self.note_choices(choices) }
     }
 
-    fn note_choices(&mut self, choices: &[u8]) {
+    /// The only text in the choices, if nothing else in them counts.
+    fn note_choices(&mut self, choices: &[u8]) -> Option<Place> {
         let mut output = Output::new(&mut self.text);
         // What is malformed counts up to there; it passes, and the client sees for itself.
-        let _watched_so_far = json::watch_strings(choices, &mut output);
-        self.report.saw_finish_reason |= output.finishes;
-        let bytes = output.bytes;
+        let watched = json::watch_strings(choices, &mut output);
+        let Output { bytes, finishes, texts, last_text, .. } = output;
+        self.report.saw_finish_reason |= finishes;
         self.count_output(bytes);
+        (watched.is_ok() && !finishes && texts == 1).then_some(last_text)
     }
 
     fn count_output(&mut self, bytes: usize) {
@@ -388,10 +419,21 @@ impl Passing {
     }
 }
 
+/// What an event brings beside what it produced.
+#[derive(Debug, Default)]
+struct Noted {
+    /// It has choices, and there are none in them.
+    has_no_choices: bool,
+    /// The only text in its choices, if nothing else in them counts.
+    only_text: Option<Place>,
+}
+
 /// Collects what a model produced from the strings of a chunk's choices, or of a delta.
 struct Output<'t> {
     text: &'t mut Vec<u8>,
     bytes: usize,
+    texts: u32,
+    last_text: Place,
     finishes: bool,
     /// The string at hand is produced text.
     is_text: bool,
@@ -400,7 +442,15 @@ struct Output<'t> {
 
 impl<'t> Output<'t> {
     fn new(text: &'t mut Vec<u8>) -> Self {
-        Self { text, bytes: 0, finishes: false, is_text: false, is_finish: false }
+        Self {
+            text,
+            bytes: 0,
+            texts: 0,
+            last_text: Place::default(),
+            finishes: false,
+            is_text: false,
+            is_finish: false,
+        }
     }
 }
 
@@ -415,10 +465,18 @@ impl Watcher for Output<'_> {
         self.finishes |= self.is_finish;
         if self.is_text {
             self.bytes += raw.len();
-            if self.text.len() + raw.len() <= MAX_TEXT_BYTES {
-                self.text.extend_from_slice(raw);
-            }
+            self.texts += 1;
+            self.last_text = Place::of(raw);
+            keep(self.text, raw);
         }
+    }
+}
+
+/// Keeps a piece of text that was produced, if there is room.
+#[inline]
+fn keep(text: &mut Vec<u8>, piece: &[u8]) {
+    if text.len() + piece.len() <= MAX_TEXT_BYTES {
+        text.extend_from_slice(piece);
     }
 }
 
@@ -440,6 +498,8 @@ fn is_text_key(key: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const USAGE_CHUNK: &str = "data: {\"id\":\"c\",\"choices\":[],\"usage\":{\"prompt_tokens\":7,\"completion_tokens\":2,\"total_tokens\":9}}\n\n";
@@ -572,6 +632,56 @@ mod tests {
         let reader =
             read(Endpoint::ChatCompletions, "data: {\"error\": {\"message\": \"died\"}}\n\ndata: [DONE]\n\n");
         assert!(reader.report().saw_done && reader.report().saw_error && !reader.is_complete());
+    }
+
+    /// Events of one stream as servers write them, most of them alike.
+    fn event() -> impl Strategy<Value = String> {
+        let text = r#"([a-z ]{0,40}|é|\\\\|\\"|\\n){0,3}"#;
+        let chunk = |delta: String, finish: &str, rest: &str| {
+            format!(
+                "data: {{\"id\":\"c\",\"model\":\"m\",\"choices\":[{{\"index\":0,\"delta\":{delta},\"finish_reason\":{finish}}}]{rest}}}\n\n"
+            )
+        };
+        prop_oneof![
+            8 => (text, "[a-z]{0,9}", 0..3).prop_map(move |(text, padding, kind)| {
+                let delta = format!("{{\"content\":\"{text}\"}}");
+                match kind {
+                    0 => chunk(delta, "null", ""),
+                    1 => chunk(delta, "null", ",\"usage\":null"),
+                    _ => chunk(delta, "null", &format!(",\"usage\":null,\"obfuscation\":\"{padding}\"")),
+                }
+            }),
+            1 => text.prop_map(move |text| chunk(format!("{{\"role\":\"{text}\",\"refusal\":\"{text}\"}}"), "null", "")),
+            1 => Just(chunk("{}".to_owned(), "\"stop\"", "")),
+            1 => Just(chunk("{\"content\":\"a\"}".to_owned(), "null", ",\"usage\":{\"prompt_tokens\":7,\"completion_tokens\":2}")),
+            1 => Just(USAGE_CHUNK.to_owned()),
+            1 => Just(": keep-alive\n\n".to_owned()),
+            1 => Just(WORD.replace('\n', "\r\n")),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_noted_does_not_depend_on_how_the_stream_is_cut(
+            events in proptest::collection::vec(event(), 0..30),
+            length in 1_usize..900,
+            strip_usage: bool,
+        ) {
+            let text = events.concat();
+            let read = |length: usize| {
+                let mut reader = StreamReader::new(Endpoint::ChatCompletions, strip_usage);
+                let mut passed = Vec::new();
+                for piece in text.as_bytes().chunks(length) {
+                    passed.extend_from_slice(&reader.push(Bytes::copy_from_slice(piece)));
+                }
+                passed.extend_from_slice(&reader.finish());
+                (String::from_utf8(passed).unwrap(), reader.produced_text(), reader.report().clone())
+            };
+            // Byte by byte no event is whole when it is looked at, so each is read with care.
+            let careful = read(1);
+            prop_assert_eq!(&read(length), &careful);
+            prop_assert_eq!(&read(text.len().max(1)), &careful);
+        }
     }
 
     #[test]

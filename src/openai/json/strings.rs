@@ -1,6 +1,7 @@
 //! Where strings of JSON end: short ones are crossed eight bytes at a time, longer ones in blocks, because a vector search
 //! takes longer to begin than most of them are long.
 
+use memchr::memchr;
 use wide::u8x16;
 
 /// Strings up to this length are crossed eight bytes at a time.
@@ -9,6 +10,28 @@ const SHORT_STRING: usize = 32;
 const BLOCK: usize = 64;
 /// After so many blocks without a quote a vector search is worth its beginning.
 const BLOCKS_WITHOUT_QUOTES: u32 = 8;
+
+/// Where the string ends of which `text` is the inside and what follows: at a quote that no odd number of backslashes
+/// precedes. `None` if it does not end.
+#[inline]
+pub fn end_of_string(text: &[u8]) -> Option<usize> {
+    plain_string(text).or_else(|| end_of_long_string(text))
+}
+
+fn end_of_long_string(text: &[u8]) -> Option<usize> {
+    let mut from = 0;
+    loop {
+        match cross_blocks(text, from) {
+            Ok(length) => return Some(length),
+            Err(crossed) => from = crossed,
+        }
+        let quote = from + memchr(b'"', &text[from..])?;
+        if !is_escaped(&text[..quote]) {
+            return Some(quote);
+        }
+        from = quote + 1;
+    }
+}
 
 /// Where the quote is that ends a short string, if there is nothing but plain ASCII before it.
 #[inline]
@@ -34,7 +57,7 @@ pub(super) fn plain_string(text: &[u8]) -> Option<usize> {
 /// are quotes: a vector search would have to begin anew behind each that is escaped. Where the string ends, or how far
 /// it was crossed.
 #[inline]
-pub(super) fn cross_blocks(text: &[u8], from: usize) -> Result<usize, usize> {
+fn cross_blocks(text: &[u8], from: usize) -> Result<usize, usize> {
     let (mut at, mut without_quotes) = (from, 0);
     while without_quotes < BLOCKS_WITHOUT_QUOTES {
         let Some(block) = text.get(at..).and_then(<[u8]>::first_chunk) else { break };
@@ -64,7 +87,7 @@ fn quotes_in_block(block: &[u8; BLOCK]) -> u64 {
 
 /// Whether what follows `before` is escaped by the backslash at its end.
 #[inline]
-pub(super) fn is_escaped(before: &[u8]) -> bool {
+fn is_escaped(before: &[u8]) -> bool {
     match before {
         [.., b'\\', b'\\'] => before.iter().rev().take_while(|byte| **byte == b'\\').count() % 2 == 1,
         [.., b'\\'] => true,
@@ -107,7 +130,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn blocks_are_crossed_to_the_end_or_up_to_where_there_are_no_quotes(
+        fn a_string_ends_where_its_bytes_say(
             inside in r#"(\\"|\\\\|\\n|é|[a-z ]{1,80}){0,60}"#,
             gap in 0_usize..1200,
         ) {
@@ -122,9 +145,8 @@ mod tests {
                     prop_assert!(text.len() - crossed < BLOCK || !looked_at.contains(&b'"'));
                 }
             }
-            if let Some(found) = plain_string(text) {
-                prop_assert_eq!(found, end);
-            }
+            prop_assert_eq!(end_of_string(text), Some(end));
+            prop_assert_eq!(end_of_string(&text[..end]), None);
         }
     }
 }
