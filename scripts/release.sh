@@ -25,8 +25,7 @@ version="$(cargo metadata --locked --no-deps --format-version 1 | python3 -c 'im
 target="$(rustc -vV | sed -n 's/^host: //p')"
 name="breakeven-$version-$target"
 
-cargo build --locked --profile dist --bin breakeven
-binary="${CARGO_TARGET_DIR:-target}/dist/breakeven"
+binary="$(scripts/build-release)"
 
 root="$temp/$name"
 mkdir -p "$root"/{completions,config,deploy}

@@ -37,9 +37,11 @@ mkdir "$CI_TEMP/context"
 sed -n 's/^!//p' .dockerignore | tar --create --files-from=- | tar --extract --directory "$CI_TEMP/context"
 cargo check --locked --all-features --bin breakeven --manifest-path "$CI_TEMP/context/Cargo.toml" \
   --target-dir "${CARGO_TARGET_DIR:-target}"
+[ -x "$CI_TEMP/context/scripts/build-release" ]
 
-# The image has no library: the program links with all of them in it, and runs so.
-cargo rustc --locked --all-features --bin breakeven -- -C target-feature=+crt-static
+# The image has no library: the program links with all of them in it, in the order of a release, and runs so.
+cargo rustc --locked --all-features --bin breakeven -- -C target-feature=+crt-static \
+  -C "link-arg=-Wl,--symbol-ordering-file=$PWD/deploy/function-order.txt,--no-warn-symbol-ordering"
 static="${CARGO_TARGET_DIR:-target}/debug/breakeven"
 readelf --program-headers "$static" > "$CI_TEMP/program-headers"
 if grep -q INTERP "$CI_TEMP/program-headers"; then
