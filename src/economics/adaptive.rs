@@ -28,9 +28,8 @@ mod realised;
 
 use std::time::Duration;
 
-use super::layers::slots_in;
+use super::layers::{slot_rent, slots_in};
 use super::policy::{Decision, Fleet, Policy, Reason, Slot};
-use super::time::millis;
 use super::{Billing, PoolSpec, Timestamp, break_even};
 use chain::{Advice, Chain, Class};
 use experts::{HALF_LIVES, Life, Rule, Shadow, Sight};
@@ -151,12 +150,11 @@ impl Traffic {
         let day = rate(slots_of_a_day(slot));
         self.busiest = replicas.max(self.busiest * (1.0 - day));
         let worth = finished.worth(pool).to_usd_f64();
-        let rent = pool.rent_between(0, millis(slot)).to_usd_f64().max(f64::MIN_POSITIVE);
         let rent_of_work = break_even::rent_of_work(pool, finished).to_usd_f64();
         self.of_late.see(worth, rent_of_work, scales.rate(KAPPA_HALF_LIFE));
         self.of_the_day.see(worth, rent_of_work, day);
         self.slots += 1;
-        self.clear_worth += (worth - CLEARLY * rent_of_work) / rent;
+        self.clear_worth += (worth - CLEARLY * rent_of_work) / slot_rent(pool, slot);
     }
 
     fn pays(&self) -> bool {
@@ -203,14 +201,14 @@ impl Scales {
         Life { startup: self.startup, minimum: self.minimum }
     }
 
-    /// The price of a start, and of a change of rule.
+    /// The price of a start-up, and of a change of rule.
     fn price_of_a_change(self) -> f64 {
         f64::from(self.startup.max(1))
     }
 
-    /// What a replica costs at least, in rents of a slot, whatever comes.
+    /// What a replica costs at least once it is ordered, in rents of a slot.
     fn price_of_a_start(self) -> f64 {
-        f64::from(self.startup.max(self.minimum).max(1))
+        f64::from(self.life().committed().max(1))
     }
 
     /// A rate whose half-life is given in units.
@@ -350,7 +348,7 @@ impl State {
         u32::try_from(wanted).expect("at most `max_replicas` layers")
     }
 
-    /// As many replicas as may be held if one start may be lost of late, and what was saved besides.
+    /// As many replicas as may be held if one start-up may be lost of late, and what was saved besides.
     fn replicas_at_the_price_of_a_start(&self) -> u32 {
         let starts_left = 1.0 - self.realised.of_late() / self.scales.price_of_a_change();
         self.held_and(if starts_left < 0.0 { starts_left } else { starts_left.round() })

@@ -31,7 +31,7 @@ impl Slot {
 
     /// The gain of each layer, from the first, in rents of a slot: a ratio, so 1 is a replica that pays its rent.
     pub fn gains_in_rents(&self, pool: &PoolSpec, slot: Duration) -> impl Iterator<Item = f64> {
-        let rent = pool.rent_between(0, millis(slot)).to_usd_f64().max(f64::MIN_POSITIVE);
+        let rent = slot_rent(pool, slot);
         (1..=pool.max_replicas).map(move |layer| self.layer_gain(pool, layer, slot).to_usd_f64() / rent)
     }
 
@@ -39,6 +39,11 @@ impl Slot {
     pub fn replicas_filled(&self, slot: Duration) -> u32 {
         u32::try_from(self.work.0.div_ceil(offered(1, slot).max(1))).unwrap_or(u32::MAX)
     }
+}
+
+/// Rent of a slot in dollars, to divide by: never zero.
+pub(super) fn slot_rent(pool: &PoolSpec, slot: Duration) -> f64 {
+    pool.rent_between(0, millis(slot)).to_usd_f64().max(f64::MIN_POSITIVE)
 }
 
 /// Work that `replicas` can do in `slot`, in micro-replica-seconds.

@@ -141,6 +141,13 @@ pub(super) struct Life {
     pub minimum: u32,
 }
 
+impl Life {
+    /// Slots that are paid whatever comes.
+    pub(super) fn committed(self) -> u32 {
+        self.startup.max(self.minimum)
+    }
+}
+
 impl Shadow {
     /// A shadow that begins with a loss.
     pub(super) fn losing(loss: f64) -> Self {

@@ -23,7 +23,7 @@ impl Realised {
     /// The same since the beginning, and what the replicas that are held would still lose if the next slot were like
     /// the last: the rest of each start-up or minimum, and the rent that those which serve do not earn.
     pub(super) fn at_stake(&self, life: Life) -> f64 {
-        let committed = life.startup.max(life.minimum);
+        let committed = life.committed();
         let rest: u32 = self.ages.iter().map(|age| committed.saturating_sub(*age)).sum();
         let serving = self.ages.iter().filter(|age| **age >= committed).count();
         #[expect(clippy::cast_precision_loss, reason = "at most `max_replicas`")]
