@@ -1,13 +1,15 @@
 //! The ledger: one row a call, with what it cost and what it would have cost elsewhere.
 //!
 //! **The log is the queue.** A settled call becomes one record that is appended to a journal beside the SQLite
-//! file with one `write`, before the last byte of its response leaves: a process that is killed loses nothing.
+//! file before the last byte of its response leaves, with those that its worker settles in the same turn: a process
+//! that is killed loses nothing.
 //! A thread imports the journal into the tables in groups, together with its position, so that no row is lost
 //! and none is doubled, whenever either side is interrupted. Nothing waits in memory but rows that could not be
 //! written at all, and of these a bounded number.
 
 mod database;
 pub mod export;
+mod group;
 mod importer;
 mod journal;
 pub mod once;
@@ -25,6 +27,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 use std::thread::{self, Thread};
 use std::time::Duration;
 
@@ -34,8 +37,9 @@ use tokio::time::timeout;
 use tracing::warn;
 use uuid::Uuid;
 
+use self::group::{Gathering, Membership};
 use self::importer::{Counters, Recovered};
-use self::journal::Journal;
+use self::journal::{Batch, Journal};
 pub use self::spill::Abandoned;
 use self::writer::Shared;
 use crate::clock::Clock;
@@ -95,10 +99,30 @@ pub enum LedgerError {
 #[derive(Debug, Clone)]
 pub struct Ledger(Option<Arc<Handle>>);
 
-/// What to wait for until an append survives a power cut.
+/// What to wait for until an append survives a killed process, or a power cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[must_use = "with `fsync = \"always\"` the response ends after `Ledger::durable(ticket)`"]
-pub struct Ticket(Option<u64>);
+#[must_use = "the response ends after `Ticket::poll_written` or, with `fsync = \"always\"`, `Ledger::durable(ticket)`"]
+pub struct Ticket(Place);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// Nowhere, or in memory as long as the journal cannot be written.
+    Nowhere,
+    /// In the journal, which has had so many.
+    Journal(u64),
+    Group(Membership),
+}
+
+impl Ticket {
+    /// Whether the process may be killed without losing the row: it is in the journal, or waits in memory because that
+    /// cannot be written. To be asked on the thread that appended it.
+    pub fn poll_written(self, context: &mut Context<'_>) -> Poll<()> {
+        match self.0 {
+            Place::Group(membership) => membership.poll_written(context),
+            Place::Nowhere | Place::Journal(_) => Poll::Ready(()),
+        }
+    }
+}
 
 /// What the ledger has done since it was opened, in rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -159,40 +183,55 @@ impl Ledger {
         Self(None)
     }
 
-    /// Records a call. Never blocks on anything but the one `write`, and never fails: a row that cannot be
-    /// written waits in memory and makes the ledger unavailable.
-    pub fn append(&self, entry: &Entry<'_>) -> Ticket {
-        self.append_line(|line| record::write_call(line, entry))
-    }
-
-    /// Records rent, as [`Ledger::append`] does; no response waits for it.
-    pub fn append_rent(&self, rent: &RentEntry) {
-        let _nobody_waits = self.append_line(|line| record::write_rent(line, rent));
-    }
-
-    /// Records a change, as [`Ledger::append`] does; no response waits for it.
-    pub fn append_event(&self, event: &Event) {
-        let _nobody_waits = self.append_line(|line| record::write_event(line, event));
-    }
-
-    fn append_line(&self, write: impl Fn(&mut Vec<u8>)) -> Ticket {
-        thread_local! {
-            static LINE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    /// Gathers the rows of the calls that the polling thread settles, as long as it is polled: a worker's part of the
+    /// ledger. With `fsync = "always"` there is nothing to gather, because a call waits for its own row's sync.
+    pub async fn gather(&self) {
+        match &self.0 {
+            Some(handle) if handle.fsync == Fsync::Batch => {
+                Gathering(Arc::clone(&handle.shared)).await;
+            }
+            _ => std::future::pending().await,
         }
-        let Some(handle) = &self.0 else { return Ticket(None) };
-        let append = |line: &mut Vec<u8>| {
-            line.clear();
-            write(line);
-            Ticket(handle.shared.journal.append(line))
+    }
+
+    /// Records a call. Never blocks on anything but a `write`, and never fails: a row that cannot be written waits in
+    /// memory and makes the ledger unavailable.
+    pub fn append(&self, entry: &Entry<'_>) -> Ticket {
+        let Some(handle) = &self.0 else { return Ticket(Place::Nowhere) };
+        match group::add(&handle.shared, |records| record::write_call(records, entry)) {
+            Some(membership) => Ticket(Place::Group(membership)),
+            None => self.append_alone(|line| record::write_call(line, entry)),
+        }
+    }
+
+    /// Records rent, at once; no response waits for it.
+    pub fn append_rent(&self, rent: &RentEntry) {
+        let _nobody_waits = self.append_alone(|line| record::write_rent(line, rent));
+    }
+
+    /// Records a change, at once; no response waits for it.
+    pub fn append_event(&self, event: &Event) {
+        let _nobody_waits = self.append_alone(|line| record::write_event(line, event));
+    }
+
+    fn append_alone(&self, write: impl Fn(&mut Vec<u8>)) -> Ticket {
+        thread_local! {
+            static BATCH: RefCell<Batch> = const { RefCell::new(Batch::new()) };
+        }
+        let Some(handle) = &self.0 else { return Ticket(Place::Nowhere) };
+        let append = |batch: &mut Batch| {
+            batch.clear();
+            batch.add(&write);
+            Ticket(handle.shared.journal.append(batch).map_or(Place::Nowhere, Place::Journal))
         };
         // A call may be settled while its thread ends and the buffer is gone.
-        LINE.try_with(|line| append(&mut line.borrow_mut())).unwrap_or_else(|_| append(&mut Vec::new()))
+        BATCH.try_with(|batch| append(&mut batch.borrow_mut())).unwrap_or_else(|_| append(&mut Batch::new()))
     }
 
     /// Waits until the append is on disk, with `fsync = "always"`; returns at once with `"batch"`, for an append
     /// that failed, and in any case after five seconds.
     pub async fn durable(&self, ticket: Ticket) {
-        let (Some(handle), Some(number)) = (&self.0, ticket.0) else { return };
+        let (Some(handle), Place::Journal(number)) = (&self.0, ticket.0) else { return };
         if handle.fsync == Fsync::Always && !handle.wait_synced(number, DURABLE_WAIT).await {
             warn!("a row is not on disk after {DURABLE_WAIT:?}: its response ends all the same");
         }

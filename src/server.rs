@@ -189,6 +189,9 @@ fn run(work: Work, receiver: mpsc::Receiver<Accepted>) {
 async fn serve(work: Arc<Work>, mut receiver: mpsc::Receiver<Accepted>) {
     let clients = Arc::new(Clients::default());
     let mut stop = work.stop.clone();
+    let ledger = work.gateway.ledger.clone();
+    // Ends with the runtime, after all calls.
+    tokio::spawn(async move { ledger.gather().await });
     let mut connections = JoinSet::new();
     let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
     loop {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use tracing::warn;
+use tracing::{debug, warn};
 use uuid::Uuid;
 
 use super::LedgerError;
@@ -74,7 +74,13 @@ pub(super) struct Importer {
     queue: VecDeque<Source>,
     /// Place in the first source of the queue.
     offset: u64,
+    /// Whether nothing but zeros stands before that place.
+    ends_in_zeros: bool,
     piece: Vec<u8>,
+    /// What is to follow the current segment, laid out.
+    next: Option<SegmentFile>,
+    /// Number of the last segment that was to be laid out.
+    next_tried: u64,
     counters: Arc<Counters>,
 }
 
@@ -114,7 +120,10 @@ pub(super) fn recover(
         header: header.clone(),
         queue: VecDeque::new(),
         offset: 0,
+        ends_in_zeros: false,
         piece: vec![0; PIECE_BYTES],
+        next: None,
+        next_tried: 0,
         counters,
     };
     importer.take_up(segments, cursor)?;
@@ -143,7 +152,7 @@ impl Importer {
             let is_earlier = segment.belongs_to(&earlier_header);
             if !segment.belongs_to(&self.header) && !is_earlier {
                 journal::disown(&segment);
-            } else if segment.number < cursor.segment || segment.length() <= self.header.len() as u64 {
+            } else if segment.number < cursor.segment || segment.end() <= self.header.len() as u64 {
                 journal::remove_file(&segment);
             } else if is_earlier {
                 return Err(LedgerError::EarlierJournal { path: segment.path().to_owned() });
@@ -161,16 +170,36 @@ impl Importer {
         self.queue.push_back(Source::Current(journal.current()));
     }
 
-    /// Begins a new current segment when the present one is long enough.
+    /// Begins a new current segment when the present one is long enough, or cannot be read to its end before.
     pub(super) fn rotate(&mut self, journal: &Journal, segment_bytes: u64) -> std::io::Result<()> {
-        if journal.current().written() < segment_bytes {
-            return Ok(());
+        let current = journal.current();
+        let must = current.end() >= segment_bytes || current.has_gap();
+        if must || (current.is_used_up() && self.next.is_some()) {
+            self.retire(journal)?;
         }
-        let retired = journal.rotate()?;
+        Ok(())
+    }
+
+    fn retire(&mut self, journal: &Journal) -> std::io::Result<()> {
+        let retired = journal.rotate(self.next.take())?;
         self.queue.pop_back();
         self.queue.push_back(Source::Retired(retired));
         self.follow(journal);
         Ok(())
+    }
+
+    /// Lays out the segment that is to follow, when it is time for that. Where there is no room for one it is not tried
+    /// again: the next will grow as it is written.
+    pub(super) fn lay_out_next(&mut self, journal: &Journal) {
+        let number = journal.current().number + 1;
+        if self.next_tried == number {
+            return;
+        }
+        if let Some(next) = journal.lay_out_next() {
+            self.next_tried = number;
+            self.next =
+                next.inspect_err(|error| debug!(%error, "cannot lay out a journal segment: {error}")).ok();
+        }
     }
 
     /// Segments that are not wholly imported, or not deleted yet.
@@ -183,8 +212,8 @@ impl Importer {
         while let Some(source) = self.queue.front_mut() {
             // Asked first: what is sealed now is complete when it has been read below.
             let sealed = source.is_sealed();
-            let end = if sealed { source.file().length() } else { source.file().written() };
-            while self.import_piece(end)? {}
+            let end = source.file().end();
+            while self.import_piece(end, sealed)? {}
             if !sealed {
                 break;
             }
@@ -195,6 +224,9 @@ impl Importer {
 
     /// Ends the current segment as well. Nobody may append any more.
     pub(super) fn close(&mut self) -> Result<(), LedgerError> {
+        if let Some(next) = self.next.take() {
+            journal::remove_file(&next);
+        }
         self.pass()?;
         if let Some(source) = self.queue.back_mut() {
             *source = Source::Sealed(Arc::clone(source.file()));
@@ -221,8 +253,9 @@ impl Importer {
         }
     }
 
-    /// One transaction's worth before `end`; false when no whole row is left there.
-    fn import_piece(&mut self, end: u64) -> Result<bool, LedgerError> {
+    /// One transaction's worth before `end`; false when no whole row is left there. What is no row is passed over when
+    /// the segment is sealed; before, it is an append that is under way.
+    fn import_piece(&mut self, end: u64, is_sealed: bool) -> Result<bool, LedgerError> {
         let Some(source) = self.queue.front() else { return Ok(false) };
         let file = source.file();
         self.offset = self.offset.max(self.header.len() as u64);
@@ -233,10 +266,21 @@ impl Importer {
         let count = file
             .read_at(&mut self.piece[..wanted], self.offset)
             .map_err(|source| LedgerError::Io { path: file.path().to_owned(), source })?;
-        let mut records = Records::new(&self.piece[..count]);
+        let piece = &self.piece[..count];
+        if is_sealed && count > 0 && piece.iter().all(|byte| *byte == 0) {
+            // Most of a segment that was laid out and hardly used.
+            (self.offset, self.ends_in_zeros) = (self.offset + count as u64, true);
+            return Ok(true);
+        }
+        let mut records = Records::new(piece);
+        if !is_sealed {
+            records = records.up_to_a_gap();
+        }
         let from = Cursor { segment: file.number, offset: self.offset };
         let (rows, cursor) = self.database.insert(&mut records, from)?;
-        let torn = records.torn();
+        // Zeros are what was laid out and not used; with rows behind them they are a write that a power cut undid.
+        let had_zeros = std::mem::replace(&mut self.ends_in_zeros, records.ends_in_zeros());
+        let torn = records.torn() + u64::from(had_zeros && (rows > 0 || records.torn() > 0));
         self.offset = cursor.offset;
         self.counters.committed.fetch_add(rows, Ordering::Relaxed);
         self.count_torn(torn);
@@ -249,7 +293,7 @@ impl Importer {
         self.database.pass(Cursor { segment: file.number + 1, offset: 0 })?;
         self.count_torn(u64::from(self.offset < end));
         self.queue.pop_front();
-        self.offset = 0;
+        (self.offset, self.ends_in_zeros) = (0, false);
         file.forget();
         journal::remove_file(&file);
         Ok(())
@@ -268,16 +312,21 @@ mod tests {
     use rusqlite::ffi;
 
     use super::*;
+    use crate::ledger::journal::Batch;
     use crate::ledger::testing::entry;
-    use crate::ledger::{query, record};
+    use crate::ledger::{Entry, query, record};
 
     const NOW: Timestamp = Timestamp::from_secs(5);
 
+    fn append_one(journal: &Journal, entry: &Entry<'_>) {
+        let mut batch = Batch::new();
+        batch.add(|record| record::write_call(record, entry));
+        journal.append(&batch).unwrap();
+    }
+
     fn append(journal: &Journal, ids: std::ops::Range<u64>) {
         for id in ids {
-            let mut line = Vec::new();
-            record::write_call(&mut line, &entry(id));
-            journal.append(&line).unwrap();
+            append_one(journal, &entry(id));
         }
     }
 
@@ -331,9 +380,7 @@ mod tests {
             })
         };
         for entry in entries(45) {
-            let mut line = Vec::new();
-            record::write_call(&mut line, &entry);
-            journal.append(&line).unwrap();
+            append_one(&journal, &entry);
             if entry.id.as_u64_pair().0.is_multiple_of(20) {
                 importer.pass().unwrap();
             }
@@ -375,10 +422,51 @@ mod tests {
         let ledger = directory.path().join("breakeven.db");
         let (mut importer, journal) = start(&ledger);
         append(&journal, 1..2);
-        journal.append(&vec![0; PIECE_BYTES * 2]).unwrap();
+        let mut empty = Batch::new();
+        empty.add(|record| record.resize(PIECE_BYTES * 2, 0));
+        journal.append(&empty).unwrap();
         append(&journal, 2..3);
         importer.pass().unwrap();
+        assert_eq!(ids(&ledger), [1], "what follows may be on its way");
+        importer.close().unwrap();
         assert_eq!(ids(&ledger), [1, 2]);
         assert!(importer.counters.torn.load(Ordering::Relaxed) > 0);
+    }
+
+    #[test]
+    fn a_segment_that_is_laid_out_follows_when_its_time_has_come_and_its_unused_end_is_no_loss() {
+        let directory = tempfile::tempdir().unwrap();
+        let ledger = directory.path().join("breakeven.db");
+        let (mut importer, journal) = start(&ledger);
+        let size = |number: u64| {
+            let path = super::directory(&ledger).join(format!("{number:08}.log"));
+            std::fs::metadata(path).map(|metadata| metadata.len()).ok()
+        };
+        importer.lay_out_next(&journal);
+        assert_eq!(size(2), None, "nothing has been appended");
+        append(&journal, 1..11);
+        importer.lay_out_next(&journal);
+        assert_eq!(size(2), Some(256 * 1024));
+        importer.rotate(&journal, u64::MAX).unwrap();
+        assert_eq!(journal.current().number, 2, "the first one was not laid out");
+        append(&journal, 11..761);
+        importer.pass().unwrap();
+        assert_eq!(size(1), None, "it is imported");
+        importer.lay_out_next(&journal);
+        assert_eq!(size(3), Some(1024 * 1024), "half of the second is used");
+        importer.rotate(&journal, u64::MAX).unwrap();
+        assert_eq!(journal.current().number, 3, "three quarters are");
+        append(&journal, 761..771);
+        // As a process that is killed leaves it.
+        drop((importer, journal));
+        let (mut importer, journal) = start(&ledger);
+        assert_eq!(ids(&ledger), (1..771).collect::<Vec<_>>());
+        assert_eq!(importer.counters.torn.load(Ordering::Relaxed), 0);
+        append(&journal, 771..781);
+        importer.lay_out_next(&journal);
+        importer.close().unwrap();
+        assert_eq!(ids(&ledger), (1..781).collect::<Vec<_>>());
+        assert_eq!(importer.counters.torn.load(Ordering::Relaxed), 0);
+        assert!(journal::segments(&super::directory(&ledger)).unwrap().is_empty());
     }
 }

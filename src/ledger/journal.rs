@@ -1,16 +1,20 @@
 //! The journal: segment files that every worker appends to, and that the importer empties.
 //!
-//! An append is one `write` on a file opened with `O_APPEND`: no lock of ours, and the row is in the kernel's
-//! hands when it returns, so a killed process loses nothing. Only the importer changes which segment is the
-//! current one; a segment it has retired is **sealed** once the last appender that still held it is gone, which
+//! An append takes its place from a counter and is one `write` there: no lock of ours, and its rows are in the
+//! kernel's hands when it returns, so a killed process loses none of them. Only the importer changes which segment is
+//! the current one; a segment it has retired is **sealed** once the last appender that still held it is gone, which
 //! the reference count of its `Arc` says (`ArcSwap` pays out all borrowed references on a swap).
 //!
-//! A write that fails puts its line on a bounded backlog in memory, to be retried, and makes the journal
+//! Segments are **laid out**: written with zeros and synced before they are appended to. An append and a sync then
+//! change nothing in the file system but the bytes, so that no append waits for the file system's own log, as one that
+//! makes a file longer would while a slow disk syncs. Where that is not possible a segment grows as any file does.
+//!
+//! A write that fails puts its rows on a bounded backlog in memory, to be retried, and makes the journal
 //! unavailable until the backlog is empty again.
 
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -30,24 +34,53 @@ pub(super) const MAX_SEGMENTS: usize = 512;
 /// Segments that may begin after a place for a spare one was named.
 const SPARE_NUMBERS: u64 = 100;
 
+/// Size of the first segment that is laid out; each one after it has four times that, up to [`SEGMENT_BYTES`].
+const FIRST_LAID_OUT: u64 = 256 * 1024;
+
+/// Size at which a segment is followed by the next.
+pub(super) const SEGMENT_BYTES: u64 = 8 * 1024 * 1024;
+
 /// One segment, shared by those who append, sync and import.
 #[derive(Debug)]
 pub(super) struct SegmentFile {
     pub(super) number: u64,
     path: PathBuf,
     file: File,
-    /// Bytes whose write has returned. It trails the file's length by the writes under way.
+    /// Bytes that were written in advance.
+    laid_out: u64,
+    /// Where the next append begins.
+    end: AtomicU64,
+    /// Bytes whose write has returned.
     written: AtomicU64,
     synced: AtomicU64,
+    /// The disk did not take an append, and others came behind it.
+    has_gap: AtomicBool,
 }
 
 impl SegmentFile {
-    fn create(directory: &Path, number: u64, header: &str) -> io::Result<Self> {
+    fn new(number: u64, path: PathBuf, file: File, laid_out: u64, end: u64) -> Self {
+        Self {
+            number,
+            path,
+            file,
+            laid_out,
+            end: AtomicU64::new(end),
+            written: AtomicU64::new(end),
+            synced: AtomicU64::new(0),
+            has_gap: AtomicBool::new(false),
+        }
+    }
+
+    /// Makes a segment that is to be appended to, with so many bytes laid out.
+    fn create(directory: &Path, number: u64, header: &str, laid_out: u64) -> io::Result<Self> {
         let path = segment_path(directory, number);
-        let file = OpenOptions::new().read(true).append(true).create_new(true).open(&path)?;
-        let segment = Self { number, path, file, written: AtomicU64::new(0), synced: AtomicU64::new(0) };
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
+        let made = file
+            .write_all_at(header.as_bytes(), 0)
+            .and_then(|()| lay_out(&file, header.len() as u64, laid_out))
+            .and_then(|()| File::open(directory)?.sync_all());
+        let segment = Self::new(number, path, file, laid_out, header.len() as u64);
         // Left behind half made, it would stand in the way of the next try.
-        let made = segment.write(header.as_bytes()).and_then(|()| File::open(directory)?.sync_all());
         made.inspect_err(|_| remove_file(&segment)).map(|()| segment)
     }
 
@@ -55,27 +88,61 @@ impl SegmentFile {
     pub(super) fn reopen(path: PathBuf, number: u64) -> io::Result<Self> {
         let file = File::open(&path)?;
         let length = file.metadata()?.len();
-        Ok(Self { number, path, file, written: AtomicU64::new(length), synced: AtomicU64::new(length) })
+        Ok(Self::new(number, path, file, 0, length))
     }
 
-    fn write(&self, line: &[u8]) -> io::Result<()> {
-        let count = loop {
-            match (&self.file).write(line) {
+    /// Writes a batch, as far as the disk takes it at once. Returns how many of its records are whole in the file and,
+    /// unless these are all, what was wrong.
+    fn write(&self, batch: &Batch) -> (usize, Option<io::Error>) {
+        let length = batch.bytes.len() as u64;
+        let at = self.end.fetch_add(length, Ordering::AcqRel);
+        let result = loop {
+            match self.file.write_at(&batch.bytes, at) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                result => break result?,
+                result => break result,
             }
         };
+        let count = *result.as_ref().unwrap_or(&0);
         self.written.fetch_add(count as u64, Ordering::Release);
-        if count == line.len() { Ok(()) } else { Err(io::ErrorKind::StorageFull.into()) }
+        if count == batch.bytes.len() {
+            return (batch.rows(), None);
+        }
+        let whole = batch.whole_within(count);
+        let end = at + batch.records().take(whole).map(|record| record.len() as u64).sum::<u64>();
+        self.give_back(end, at + length);
+        (whole, Some(result.err().unwrap_or_else(|| io::ErrorKind::StorageFull.into())))
     }
 
-    pub(super) fn written(&self) -> u64 {
+    /// Gives back a place, unless somebody has taken the one behind it.
+    fn give_back(&self, start: u64, end: u64) {
+        if self.end.compare_exchange(end, start, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+            self.has_gap.store(true, Ordering::Release);
+        }
+    }
+
+    fn written(&self) -> u64 {
         self.written.load(Ordering::Acquire)
     }
 
-    /// Bytes in the file, counted or not.
-    pub(super) fn length(&self) -> u64 {
-        self.file.metadata().map_or(self.written(), |metadata| metadata.len())
+    /// Where its last append ends, which may be under way; of a segment that an earlier process left, where the file
+    /// does.
+    pub(super) fn end(&self) -> u64 {
+        self.end.load(Ordering::Acquire)
+    }
+
+    /// Whether an append failed in its middle: what is behind it can be read when nobody appends any more.
+    pub(super) fn has_gap(&self) -> bool {
+        self.has_gap.load(Ordering::Acquire)
+    }
+
+    /// Whether the next one should be laid out by now. One to which nothing is appended has no successor.
+    fn wants_successor(&self, header: &str) -> bool {
+        self.end() >= self.laid_out / 2 && self.end() > header.len() as u64
+    }
+
+    /// Whether one that is laid out should follow it.
+    pub(super) fn is_used_up(&self) -> bool {
+        self.end() >= self.laid_out / 4 * 3
     }
 
     pub(super) fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
@@ -122,6 +189,18 @@ impl SegmentFile {
     }
 }
 
+/// Fills a file with zeros from `start` to `end`, and makes them survive a power cut.
+fn lay_out(file: &File, start: u64, end: u64) -> io::Result<()> {
+    const ZEROS: &[u8] = &[0; 64 * 1024];
+    let mut at = start;
+    while at < end {
+        let count = usize::try_from(end - at).unwrap_or(usize::MAX).min(ZEROS.len());
+        file.write_all_at(&ZEROS[..count], at)?;
+        at += count as u64;
+    }
+    if end > start { file.sync_all() } else { Ok(()) }
+}
+
 fn segment_path(directory: &Path, number: u64) -> PathBuf {
     directory.join(format!("{number:08}.log"))
 }
@@ -144,6 +223,54 @@ pub(super) struct Journal {
     trouble: Mutex<Trouble>,
     /// Keeps other processes out as long as it is open.
     _lock: Lock,
+}
+
+/// Records one behind the other, which one `write` appends.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    bytes: Vec<u8>,
+    ends: Vec<usize>,
+}
+
+impl Batch {
+    pub(super) const fn new() -> Self {
+        Self { bytes: Vec::new(), ends: Vec::new() }
+    }
+
+    /// Adds a record, which `write` puts behind what is there.
+    pub(super) fn add(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+        write(&mut self.bytes);
+        self.ends.push(self.bytes.len());
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.bytes.clear();
+        self.ends.clear();
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    /// Number of its records.
+    pub(super) fn rows(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// Bytes of all of them.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    fn records(&self) -> impl Iterator<Item = &[u8]> {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        starts.zip(&self.ends).map(|(start, end)| &self.bytes[start..*end])
+    }
+
+    /// Records of which the first `count` bytes hold all.
+    fn whole_within(&self, count: usize) -> usize {
+        self.ends.partition_point(|end| *end <= count)
+    }
 }
 
 #[derive(Debug, Default)]
@@ -216,7 +343,7 @@ impl Journal {
         header: String,
         number: u64,
     ) -> Result<Self, LedgerError> {
-        let segment = SegmentFile::create(&directory, number, &header)
+        let segment = SegmentFile::create(&directory, number, &header, 0)
             .map_err(|source| LedgerError::Io { path: directory.clone(), source })?;
         let segment = Arc::new(segment);
         Ok(Self {
@@ -233,31 +360,31 @@ impl Journal {
         })
     }
 
-    /// Appends one line and returns how many were appended so far, or nothing when it could not be written now.
-    pub(super) fn append(&self, line: &[u8]) -> Option<u64> {
+    /// Appends a batch and returns how many records were appended so far. Those that cannot be written now wait in
+    /// memory; nothing is returned then.
+    pub(super) fn append(&self, batch: &Batch) -> Option<u64> {
         if self.stalled.load(Ordering::Relaxed) {
-            self.set_back(line, None);
+            self.set_back(batch.records(), None);
             return None;
         }
-        match self.write(line) {
-            Ok(count) => Some(count),
-            Err(error) => {
-                self.set_back(line, Some(&error));
-                None
-            }
-        }
+        let (whole, appended, failure) = self.write(batch);
+        let Some(error) = failure else { return Some(appended) };
+        self.set_back(batch.records().skip(whole), Some(&error));
+        None
     }
 
-    fn write(&self, line: &[u8]) -> io::Result<u64> {
-        self.current.load().0.write(line)?;
-        Ok(self.appended.fetch_add(1, Ordering::AcqRel) + 1)
+    /// Records of the batch that were written, those that were appended so far, and what was wrong.
+    fn write(&self, batch: &Batch) -> (usize, u64, Option<io::Error>) {
+        let (whole, failure) = self.current.load().0.write(batch);
+        let appended = self.appended.fetch_add(whole as u64, Ordering::AcqRel) + whole as u64;
+        (whole, appended, failure)
     }
 
     fn trouble(&self) -> MutexGuard<'_, Trouble> {
         self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn set_back(&self, line: &[u8], failure: Option<&io::Error>) {
+    fn set_back<'a>(&self, records: impl Iterator<Item = &'a [u8]>, failure: Option<&io::Error>) {
         let mut trouble = self.trouble();
         if let Some(failure) = failure.filter(|_| trouble.write.is_none()) {
             let directory = self.directory.display();
@@ -265,10 +392,12 @@ impl Journal {
             trouble.write = Some(format!("cannot write the ledger's journal: {failure}"));
         }
         self.available.store(false, Ordering::SeqCst);
-        if trouble.backlog.len() < BACKLOG_ROWS {
-            trouble.backlog.push_back(line.into());
-        } else if self.unrecorded.fetch_add(1, Ordering::Relaxed) == 0 {
-            error!("{BACKLOG_ROWS} rows wait for the journal: further ones are lost, and counted");
+        for record in records {
+            if trouble.backlog.len() < BACKLOG_ROWS {
+                trouble.backlog.push_back(record.into());
+            } else if self.unrecorded.fetch_add(1, Ordering::Relaxed) == 0 {
+                error!("{BACKLOG_ROWS} rows wait for the journal: further ones are lost, and counted");
+            }
         }
     }
 
@@ -278,8 +407,11 @@ impl Journal {
             return;
         }
         let mut trouble = self.trouble();
-        while let Some(line) = trouble.backlog.front() {
-            if self.write(line).is_err() {
+        let mut batch = Batch::new();
+        while let Some(record) = trouble.backlog.front() {
+            batch.clear();
+            batch.add(|bytes| bytes.extend_from_slice(record));
+            if let (_, _, Some(_)) = self.write(&batch) {
                 return;
             }
             trouble.backlog.pop_front();
@@ -337,11 +469,22 @@ impl Journal {
         self.available.store(trouble.is_over(), Ordering::SeqCst);
     }
 
-    /// Makes a new segment the current one and returns the one before, which appenders may hold yet.
-    pub(super) fn rotate(&self) -> io::Result<Arc<Segment>> {
-        let number = self.current.load().0.number + 1;
-        fs::create_dir_all(&self.directory)?;
-        let next = Arc::new(SegmentFile::create(&self.directory, number, &self.header)?);
+    /// Lays out the segment that is to follow the current one, when it is time for that.
+    pub(super) fn lay_out_next(&self) -> Option<io::Result<SegmentFile>> {
+        let current = self.current();
+        let size = (current.laid_out * 4).clamp(FIRST_LAID_OUT, SEGMENT_BYTES);
+        let create = || SegmentFile::create(&self.directory, current.number + 1, &self.header, size);
+        current.wants_successor(&self.header).then(create)
+    }
+
+    /// Makes `next`, or a new segment that is not laid out, the current one. Returns the one before, which appenders may
+    /// hold yet.
+    pub(super) fn rotate(&self, next: Option<SegmentFile>) -> io::Result<Arc<Segment>> {
+        let create = || {
+            fs::create_dir_all(&self.directory)?;
+            SegmentFile::create(&self.directory, self.current().number + 1, &self.header, 0)
+        };
+        let next = Arc::new(next.map_or_else(create, Ok)?);
         self.unsynced.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&next));
         Ok(self.current.swap(Arc::new(Segment(next))))
     }
@@ -422,15 +565,16 @@ mod tests {
     /// Replaces the current segment by one that is as full as a device can be.
     fn fill(journal: &Journal) -> Arc<Segment> {
         let path = PathBuf::from("/dev/full");
-        let file = OpenOptions::new().append(true).open(&path).unwrap();
-        let (written, synced) = (AtomicU64::new(0), AtomicU64::new(0));
-        journal.current.swap(Arc::new(Segment(Arc::new(SegmentFile {
-            number: 9,
-            path,
-            file,
-            written,
-            synced,
-        }))))
+        let file = OpenOptions::new().write(true).open(&path).unwrap();
+        journal.current.swap(Arc::new(Segment(Arc::new(SegmentFile::new(9, path, file, 0, 0)))))
+    }
+
+    fn batch(records: &[&str]) -> Batch {
+        let mut batch = Batch::new();
+        for record in records {
+            batch.add(|bytes| bytes.extend_from_slice(record.as_bytes()));
+        }
+        batch
     }
 
     fn contents(segment: &SegmentFile) -> String {
@@ -440,9 +584,9 @@ mod tests {
     #[test]
     fn lines_that_cannot_be_written_wait_and_follow_when_they_can() {
         let (_directory, journal) = journal();
-        assert_eq!(journal.append(b"one\n"), Some(1));
+        assert_eq!(journal.append(&batch(&["one\n"])), Some(1));
         let good = fill(&journal);
-        assert_eq!(journal.append(b"two\n"), None);
+        assert_eq!(journal.append(&batch(&["two\n"])), None);
         assert!(!journal.is_available());
         assert!(journal.unavailable_reason().unwrap().contains("cannot write"));
         journal.retry();
@@ -455,11 +599,41 @@ mod tests {
     }
 
     #[test]
+    fn of_a_batch_that_was_cut_only_what_is_not_whole_is_written_again() {
+        let batch = batch(&["one\n", "three\n", "two\n"]);
+        assert_eq!((batch.rows(), batch.bytes()), (3, 14));
+        let whole = [0, 3, 4, 9, 10, 13, 14].map(|count| batch.whole_within(count));
+        assert_eq!(whole, [0, 0, 1, 1, 2, 2, 3]);
+        assert_eq!(batch.records().skip(1).collect::<Vec<_>>(), [&b"three\n"[..], b"two\n"]);
+        let (_directory, journal) = journal();
+        let good = fill(&journal);
+        assert_eq!(journal.append(&batch), None);
+        assert_eq!((journal.backlog(), journal.appended()), (3, 0));
+        journal.current.store(good);
+        journal.retry();
+        assert_eq!((journal.backlog(), journal.appended()), (0, 3));
+        assert_eq!(contents(&journal.current()), "header\none\nthree\ntwo\n");
+    }
+
+    #[test]
+    fn a_place_that_the_disk_did_not_take_is_given_back_or_known_as_a_gap() {
+        let (_directory, journal) = journal();
+        let segment = journal.current();
+        let start = segment.end();
+        let [first, second] = [4, 7].map(|length| segment.end.fetch_add(length, Ordering::Relaxed));
+        segment.give_back(second, second + 7);
+        assert_eq!((segment.end(), segment.has_gap()), (start + 4, false), "nobody has written behind it");
+        segment.end.fetch_add(7, Ordering::Relaxed);
+        segment.give_back(first, first + 4);
+        assert_eq!((segment.end(), segment.has_gap()), (start + 11, true), "somebody has");
+    }
+
+    #[test]
     fn what_does_not_fit_the_backlog_is_counted_as_unrecorded() {
         let (_directory, journal) = journal();
         fill(&journal);
         for _ in 0..BACKLOG_ROWS + 3 {
-            assert_eq!(journal.append(b"x\n"), None);
+            assert_eq!(journal.append(&batch(&["x\n"])), None);
         }
         assert_eq!((journal.backlog(), journal.unrecorded()), (BACKLOG_ROWS as u64, 3));
     }
@@ -468,7 +642,7 @@ mod tests {
     fn a_stalled_journal_takes_nothing_until_the_stall_is_over() {
         let (_directory, journal) = journal();
         journal.set_stalled(Some("too much waits".to_owned()));
-        assert_eq!(journal.append(b"one\n"), None);
+        assert_eq!(journal.append(&batch(&["one\n"])), None);
         journal.retry();
         assert_eq!((journal.is_available(), journal.backlog()), (false, 1));
         assert_eq!(journal.unavailable_reason().as_deref(), Some("too much waits"));
@@ -493,9 +667,9 @@ mod tests {
     fn a_segment_is_not_sealed_while_an_appender_holds_it() {
         let (_directory, journal) = journal();
         let appender = journal.current.load();
-        let mut retired = journal.rotate().unwrap();
+        let mut retired = journal.rotate(None).unwrap();
         assert!(Arc::get_mut(&mut retired).is_none());
-        appender.0.write(b"late\n").unwrap();
+        assert!(appender.0.write(&batch(&["late\n"])).1.is_none());
         drop(appender);
         assert!(Arc::get_mut(&mut retired).is_some());
         assert_eq!(contents(&retired.0), "header\nlate\n");

@@ -232,6 +232,9 @@ pub(super) struct Records<'a> {
     piece: &'a [u8],
     at: usize,
     torn: u64,
+    /// Whether the first place without a record is the end.
+    ends_at_gap: bool,
+    ends_in_zeros: bool,
 }
 
 /// What stands at a place of the journal.
@@ -244,7 +247,12 @@ enum Found<'a> {
 
 impl<'a> Records<'a> {
     pub(super) const fn new(piece: &'a [u8]) -> Self {
-        Self { piece, at: 0, torn: 0 }
+        Self { piece, at: 0, torn: 0, ends_at_gap: false, ends_in_zeros: false }
+    }
+
+    /// The same, up to the first place where no record stands: nothing is passed over.
+    pub(super) const fn up_to_a_gap(self) -> Self {
+        Self { ends_at_gap: true, ..self }
     }
 
     /// Bytes that were read, up to the end of a record or of what is none.
@@ -255,6 +263,11 @@ impl<'a> Records<'a> {
     /// Places so far where something stands that is not a whole record.
     pub(super) const fn torn(&self) -> u64 {
         self.torn
+    }
+
+    /// Whether the piece ends in zeros behind its last record, which were read and not counted as torn.
+    pub(super) const fn ends_in_zeros(&self) -> bool {
+        self.ends_in_zeros
     }
 
     /// Where the next whole record is from `start` on, and its body.
@@ -273,6 +286,13 @@ impl<'a> Records<'a> {
         if let Found::Body(body) = found {
             self.at += HEAD + body.len();
             return Some(body);
+        }
+        if self.ends_at_gap {
+            return None;
+        }
+        if self.piece[self.at..].iter().all(|byte| *byte == 0) {
+            (self.at, self.ends_in_zeros) = (self.piece.len(), true);
+            return None;
         }
         if let Some((at, body)) = self.search(self.at + 1) {
             self.torn += 1;

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use super::importer::{Counters, Importer};
-use super::journal::{Journal, MAX_SEGMENTS};
+use super::journal::{Journal, MAX_SEGMENTS, SEGMENT_BYTES};
 use crate::clock::Clock;
 
 /// How often rows move to the tables. Each group costs a transaction, so fewer and larger ones cost less.
@@ -23,9 +23,6 @@ const SYNC_EVERY: Duration = Duration::from_millis(250);
 
 /// Pause after the tables could not be written.
 const RETRY_EVERY: Duration = Duration::from_secs(1);
-
-/// Size at which a segment is followed by the next.
-pub(super) const SEGMENT_BYTES: u64 = 8 * 1024 * 1024;
 
 /// What the handle and the threads share.
 #[derive(Debug)]
@@ -89,6 +86,7 @@ pub(super) fn run_import(shared: &Shared, mut importer: Importer) {
         if stop {
             return;
         }
+        importer.lay_out_next(&shared.journal);
         pause(shared, wanted, is_failing);
     }
 }

@@ -1,6 +1,6 @@
 //! What survives: a killed process, a full disk, torn writes.
 
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -20,12 +20,17 @@ fn ids(path: &Path) -> Vec<u64> {
     ids
 }
 
-fn segment(path: &Path) -> PathBuf {
-    let files = fs::read_dir(format!("{}.journal", path.display())).unwrap();
+fn journal(path: &Path) -> PathBuf {
+    PathBuf::from(format!("{}.journal", path.display()))
+}
+
+/// The journal's segments, the first of which has rows.
+fn segments(path: &Path) -> Vec<PathBuf> {
+    let files = fs::read_dir(journal(path)).unwrap();
     let mut segments: Vec<_> = files.map(|file| file.unwrap().path()).collect();
     segments.retain(|path| path.extension().is_some_and(|extension| extension == "log"));
-    assert_eq!(segments.len(), 1);
-    segments.remove(0)
+    segments.sort();
+    segments
 }
 
 /// Not a test of its own: run as a child, it appends and says so until it is killed.
@@ -96,22 +101,32 @@ fn every_acknowledged_row_of_a_killed_process_is_there_exactly_once() {
 #[tokio::test]
 async fn a_torn_row_is_skipped_and_counted_and_its_neighbours_survive() {
     let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("breakeven.db");
-    let ledger = open(&path);
-    let _batch = ledger.append(&api_call(1, 1));
-    assert!(ledger.flush().await);
-    let mut file = OpenOptions::new().append(true).open(segment(&path)).unwrap();
-    file.write_all(b"\x1ec0000000000000000000").unwrap();
-    let _batch = ledger.append(&api_call(2, 2));
-    file.write_all(b"\x1egarbage\n").unwrap();
-    let _batch = ledger.append(&api_call(3, 3));
-    file.write_all(b"\x1ecut at the very end").unwrap();
-    assert!(ledger.flush().await);
-    assert_eq!(ledger.stats().torn, 2);
-    drop(ledger);
-    assert_eq!(ids(&path), [1, 2, 3]);
-    assert!(open(&path).close().await);
-    assert_eq!(ids(&path), [1, 2, 3]);
+    let [path, whole, torn] = ["left.db", "whole.db", "torn.db"].map(|name| directory.path().join(name));
+    append_and_kill(&path, 1, 200);
+    for copy in [&whole, &torn] {
+        fs::create_dir(journal(copy)).unwrap();
+        for segment in segments(&path) {
+            fs::copy(&segment, journal(copy).join(segment.file_name().unwrap())).unwrap();
+        }
+    }
+    let segment = segments(&torn).remove(0);
+    let mut bytes = fs::read(&segment).unwrap();
+    let end = bytes.iter().rposition(|byte| *byte != 0).unwrap();
+    bytes[end / 2] ^= 0x55;
+    let cut = b"cut at the very end";
+    // The numbers and names at the end of a row may be zeros.
+    let start = end + 64;
+    bytes.resize(bytes.len().max(start + cut.len()), 0);
+    bytes[start..start + cut.len()].copy_from_slice(cut);
+    fs::write(&segment, bytes).unwrap();
+    let (whole_ledger, torn_ledger) = (open(&whole), open(&torn));
+    assert_eq!((whole_ledger.stats().torn, torn_ledger.stats().torn), (0, 2));
+    assert!(whole_ledger.close().await && torn_ledger.close().await);
+    let (all, left) = (ids(&whole), ids(&torn));
+    assert!(left.iter().all(|id| all.binary_search(id).is_ok()));
+    assert_eq!(left.len(), all.len() - 1);
+    assert!(open(&torn).close().await);
+    assert_eq!(ids(&torn), left, "nothing is imported twice");
 }
 
 #[tokio::test]
@@ -134,11 +149,10 @@ async fn a_segment_of_another_ledger_is_kept_and_not_imported() {
     let (path, other) = (directory.path().join("breakeven.db"), directory.path().join("other.db"));
     assert!(open(&path).close().await);
     append_and_kill(&other, 1, 10);
-    let journal = format!("{}.journal", path.display());
-    fs::copy(segment(&other), format!("{journal}/00000099.log")).unwrap();
+    fs::copy(segments(&other).remove(0), journal(&path).join("00000099.log")).unwrap();
     assert!(open(&path).close().await);
     assert_eq!(ids(&path), Vec::<u64>::new());
-    assert!(Path::new(&format!("{journal}/00000099.log.foreign")).exists());
+    assert!(journal(&path).join("00000099.log.foreign").exists());
 }
 
 /// A file system of one megabyte, or nothing where none can be mounted.

@@ -263,14 +263,14 @@ impl Exchange {
         self.is_settled = true;
         let cost = bill.cost + self.attempts_cost;
         let known_cost = (source != UsageSource::None || cost != NanoUsd::ZERO).then_some(cost);
-        let ticket = self.record(outcome, usage, source, tier, &bill);
-        if self.state.config.ledger.fsync == crate::config::Fsync::Always
-            && let Some(ticket) = ticket
-        {
+        let Some(ticket) = self.record(outcome, usage, source, tier, &bill) else {
+            return Settling::Done(known_cost);
+        };
+        if self.state.config.ledger.fsync == crate::config::Fsync::Always {
             let ledger = self.gateway.ledger.clone();
             return Settling::Durable(Box::pin(async move { ledger.durable(ticket).await }), known_cost);
         }
-        Settling::Done(known_cost)
+        Settling::Written(ticket, known_cost)
     }
 
     /// Writes the row and counts everything that a finished call counts.

@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 use tokio::sync::oneshot;
 
 use crate::economics::NanoUsd;
+use crate::ledger::Ticket;
 
 /// What a stream has produced, as far as it was kept.
 #[derive(Debug, Default)]
@@ -38,6 +39,8 @@ impl Produced {
 /// What the end of an answer waits for. It ends with what the call cost, if that is known.
 pub enum Settling {
     Done(Option<NanoUsd>),
+    /// The row is on its way to the journal.
+    Written(Ticket, Option<NanoUsd>),
     /// The row is on its way to the disk.
     Durable(Pin<Box<dyn Future<Output = ()> + Send>>, Option<NanoUsd>),
     /// Tokens are being counted, and the row written after that.
@@ -53,6 +56,7 @@ impl Settling {
         loop {
             match self {
                 Self::Done(cost) => return Poll::Ready(*cost),
+                Self::Written(ticket, cost) => return ticket.poll_written(context).map(|()| *cost),
                 Self::Durable(future, cost) => return future.as_mut().poll(context).map(|()| *cost),
                 Self::Counting(waiting) => match Pin::new(waiting).poll(context) {
                     Poll::Ready(counted) => *self = counted.unwrap_or(Self::Done(None)),
@@ -71,6 +75,7 @@ impl std::fmt::Debug for Settling {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         out.write_str(match self {
             Self::Done(_) => "Done",
+            Self::Written(..) => "Written",
             Self::Durable(..) => "Durable",
             Self::Counting(_) => "Counting",
         })
