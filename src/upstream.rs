@@ -3,6 +3,7 @@
 pub mod client;
 pub mod delivery;
 pub mod http1;
+pub mod joined;
 pub mod pool;
 pub mod send;
 pub mod upload;

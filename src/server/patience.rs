@@ -16,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
 use crate::clock::poll_until;
+use crate::upstream::joined;
 
 const RESTING: u8 = 0;
 const IN_HEAD: u8 = 1;
@@ -112,7 +113,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
+        let written = joined::poll_write(&mut self.stream, context, slices);
         self.bounded(written, context)
     }
 

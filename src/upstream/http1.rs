@@ -1,7 +1,7 @@
 //! One HTTP/1.1 connection to an upstream, driven by the task of the call that uses it.
 //!
 //! A general client keeps a task per connection and talks to it over channels, which costs two wake-ups a call
-//! and one an event. Here the call itself writes its request and reads its answer: one `writev` for head and
+//! and one an event. Here the call itself writes its request and reads its answer: one `send` for head and
 //! body, one `recv` for whatever has arrived, and all events that one `recv` brought leave as one frame.
 //!
 //! Invariant: a connection is reused only if its answer ended where the framing said, the request went out in
@@ -18,10 +18,11 @@ use std::task::{Context, Poll, Waker, ready};
 use bytes::{Buf, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use memchr::memmem::Finder;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::delivery::Delivery;
+use super::joined;
 use decode::Decoder;
 
 /// Longest head of an answer, and longest trailer section.
@@ -194,7 +195,7 @@ impl Connection {
     fn poll_send(&mut self, context: &mut Context<'_>) {
         while !self.outgoing.is_empty() {
             let slices = [IoSlice::new(&self.outgoing.head), IoSlice::new(&self.outgoing.body)];
-            match Pin::new(&mut self.stream).poll_write_vectored(context, &slices) {
+            match joined::poll_write(&mut self.stream, context, &slices) {
                 Poll::Ready(Ok(written)) if written > 0 => self.outgoing.advance(written),
                 Poll::Ready(Ok(_)) => return self.outgoing.fail(io::ErrorKind::WriteZero.into()),
                 Poll::Ready(Err(error)) => return self.outgoing.fail(error),
