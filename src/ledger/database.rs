@@ -16,7 +16,7 @@ use rusqlite::{
 use tracing::{error, info};
 use uuid::Uuid;
 
-use super::record::{self, ABSENT, CALL_NUMBERS, CallRecord, LABELS, Record, Records};
+use super::record::{self, ABSENT, CALL_NUMBERS, CallRecord, LABELS, Numbers, Record, Records};
 use super::spans::{self, Frontier};
 use super::{Event, LedgerError, Outcome, RentEntry, UsageSource, once};
 use crate::economics::Timestamp;
@@ -196,8 +196,8 @@ impl Database {
                             continue;
                         }
                         let label = self.labels.id(&transaction, call.labels)?;
-                        let closed_at = record::closed_at(call.numbers);
-                        waiting.push(Row { number: frontier.take(&transaction, closed_at)?, label, call });
+                        let number = frontier.take(&transaction, call.closed_at())?;
+                        waiting.push(Row { number, label, call });
                         if waiting.len() == GROUP {
                             group.execute(&waiting)?;
                             waiting.clear();
@@ -298,7 +298,7 @@ impl<'c> Insert<'c> {
 struct Bound {
     label: i64,
     has_tags: bool,
-    numbers: [i64; CALL_NUMBERS.len()],
+    numbers: Numbers,
 }
 
 impl Default for Bound {
@@ -323,7 +323,7 @@ impl Bound {
             statement.raw_bind_parameter(before + 4, has_tags.then_some(call.tags))?;
             self.has_tags = has_tags;
         }
-        for (index, (number, bound)) in record::numbers(call.numbers).zip(&mut self.numbers).enumerate() {
+        for (index, (&number, bound)) in call.numbers.iter().zip(&mut self.numbers).enumerate() {
             if number != *bound {
                 let value = Some(number).filter(|number| *number != ABSENT);
                 statement.raw_bind_parameter(before + index + 5, value)?;

@@ -200,11 +200,11 @@ mod tests {
         let gathering = ledger.gather();
         let mut gathering = std::pin::pin!(gathering);
         assert!(still_runs(gathering.as_mut()).await);
-        for n in 1..=1000 {
+        for n in 1..=1001 {
             let _nobody_waits = ledger.append(&entry(n));
         }
         let there = ledger.stats();
-        assert!((900..1000).contains(&(there.pending + there.committed)), "{there:?}");
+        assert!((700..1001).contains(&(there.pending + there.committed)), "{there:?}");
     }
 
     #[tokio::test]

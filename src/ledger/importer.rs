@@ -22,9 +22,9 @@ const PIECE_BYTES: usize = 256 * 1024;
 const _: () = assert!(PIECE_BYTES > MAX_RECORD, "a piece holds at least one record");
 
 /// The first words of a segment, before the ledger's id.
-const FORMAT: &str = "breakeven journal 2 ";
-/// Rows as text, as they were written before.
-const EARLIER_FORMAT: &str = "breakeven journal 1 ";
+const FORMAT: &str = "breakeven journal 3 ";
+/// Rows as text, and rows with all their numbers, as they were written before.
+const EARLIER_FORMATS: [&str; 2] = ["breakeven journal 1 ", "breakeven journal 2 "];
 
 /// What the importer has done since the ledger was opened.
 #[derive(Debug, Default)]
@@ -147,9 +147,9 @@ fn ledger_id_of(segment: &SegmentFile) -> Option<Uuid> {
 
 impl Importer {
     fn take_up(&mut self, segments: Vec<SegmentFile>, cursor: Cursor) -> Result<(), LedgerError> {
-        let earlier_header = format!("{EARLIER_FORMAT}{}\n", self.ledger_id);
+        let earlier_headers = EARLIER_FORMATS.map(|format| format!("{format}{}\n", self.ledger_id));
         for segment in segments {
-            let is_earlier = segment.belongs_to(&earlier_header);
+            let is_earlier = earlier_headers.iter().any(|header| segment.belongs_to(header));
             if !segment.belongs_to(&self.header) && !is_earlier {
                 journal::disown(&segment);
             } else if segment.number < cursor.segment || segment.end() <= self.header.len() as u64 {

@@ -1,9 +1,11 @@
-//! One row as one record of the journal: numbers in fixed places, because every call pays for it.
+//! One row as one record of the journal: small, and made without a search, because every call pays for it.
 //!
 //! ```text
 //! magic 2 | length of the body 2 | checksum 4 | body
 //! body = kind 1, then numbers (8 bytes, little-endian) and texts (length 2, UTF-8) in a fixed order
 //! ```
+//! Most numbers of a call are zero or not there: two masks of four bytes say which, and only the others follow.
+//!
 //! When a write is cut short, the record after it is found again at the next magic whose checksum holds. The magic
 //! is not valid UTF-8, so that no text of a client can contain it, let alone a record; where numbers happen to
 //! look like it, the checksum does not hold.
@@ -29,7 +31,7 @@ pub(super) const MAX_TEXT: usize = 640;
 pub(super) const ABSENT: i64 = i64::MIN;
 
 const ID_BYTES: usize = 16;
-const NUMBER_BYTES: usize = 8;
+const MASK_BYTES: usize = 4;
 
 /// Columns of `calls` that hold numbers, in the order of the line. Amounts are nano-dollars, times are
 /// milliseconds since the Unix epoch.
@@ -76,17 +78,26 @@ pub(super) const LABELS: [&str; 10] = [
 /// Place of `closed_at` among the numbers.
 const CLOSED_AT: usize = 1;
 
-/// The numbers of a call as they stand in its record.
-pub(super) type RawNumbers = [u8; CALL_NUMBERS.len() * NUMBER_BYTES];
+/// The numbers of a call, in the order of [`CALL_NUMBERS`].
+pub(super) type Numbers = [i64; CALL_NUMBERS.len()];
+
+const _: () = assert!(CALL_NUMBERS.len() <= u32::BITS as usize, "a mask has a bit for each number");
 
 /// A call as it stands in the journal. `labels` are the raw bytes of all names together, which is what the
 /// importer looks up.
 #[derive(Debug, PartialEq)]
 pub(super) struct CallRecord<'a> {
     pub(super) id: &'a [u8; ID_BYTES],
-    pub(super) numbers: &'a RawNumbers,
+    pub(super) numbers: Numbers,
     pub(super) tags: &'a str,
     pub(super) labels: &'a [u8],
+}
+
+impl CallRecord<'_> {
+    /// When the call ended, in milliseconds since the Unix epoch.
+    pub(super) const fn closed_at(&self) -> i64 {
+        self.numbers[CLOSED_AT]
+    }
 }
 
 #[derive(Debug, PartialEq)]
@@ -100,7 +111,7 @@ pub(super) fn write_call(record: &mut Vec<u8>, entry: &Entry<'_>) {
     let start = open(record, b'c');
     record.extend_from_slice(entry.id.as_bytes());
     let usage = &entry.usage;
-    let numbers: [i64; CALL_NUMBERS.len()] = [
+    let numbers: Numbers = [
         unsigned(entry.opened_at.as_millis()),
         unsigned(entry.closed_at.as_millis()),
         entry.first_token_at.map_or(ABSENT, |at| unsigned(at.as_millis())),
@@ -125,12 +136,7 @@ pub(super) fn write_call(record: &mut Vec<u8>, entry: &Entry<'_>) {
         amount(entry.attempts_cost),
         entry.unpriced.into(),
     ];
-    let mut raw: RawNumbers = [0; CALL_NUMBERS.len() * NUMBER_BYTES];
-    let (places, _) = raw.as_chunks_mut::<NUMBER_BYTES>();
-    for (place, number) in places.iter_mut().zip(numbers) {
-        *place = number.to_le_bytes();
-    }
-    record.extend_from_slice(&raw);
+    write_numbers(record, &numbers);
     text(record, &entry.tags);
     for label in [
         &entry.key,
@@ -147,6 +153,24 @@ pub(super) fn write_call(record: &mut Vec<u8>, entry: &Entry<'_>) {
         text(record, label);
     }
     close(record, start);
+}
+
+fn write_numbers(record: &mut Vec<u8>, numbers: &Numbers) {
+    let (mut present, mut absent) = (0_u32, 0_u32);
+    let masks = record.len();
+    record.extend_from_slice(&[0; 2 * MASK_BYTES]);
+    for (index, number) in numbers.iter().enumerate() {
+        match *number {
+            0 => {}
+            ABSENT => absent |= 1 << index,
+            number => {
+                present |= 1 << index;
+                record.extend_from_slice(&number.to_le_bytes());
+            }
+        }
+    }
+    record[masks..masks + MASK_BYTES].copy_from_slice(&present.to_le_bytes());
+    record[masks + MASK_BYTES..masks + 2 * MASK_BYTES].copy_from_slice(&absent.to_le_bytes());
 }
 
 pub(super) fn write_rent(record: &mut Vec<u8>, rent: &RentEntry) {
@@ -359,8 +383,8 @@ fn parse_body(body: &[u8]) -> Option<Record<'_>> {
 
 fn parse_call(fields: &[u8]) -> Option<CallRecord<'_>> {
     let (id, rest) = fields.split_first_chunk()?;
-    let (numbers, rest) = rest.split_first_chunk()?;
     let mut fields = Fields(rest);
+    let numbers = fields.numbers()?;
     let tags = fields.text()?;
     Some(CallRecord { id, numbers, tags, labels: fields.0 })
 }
@@ -397,17 +421,6 @@ pub(super) fn parse_labels(raw: &[u8]) -> Option<[&str; LABELS.len()]> {
     Some(labels)
 }
 
-/// When a call ended, in milliseconds since the Unix epoch.
-pub(super) fn closed_at(raw: &RawNumbers) -> i64 {
-    let (numbers, _) = raw.as_chunks::<NUMBER_BYTES>();
-    i64::from_le_bytes(numbers[CLOSED_AT])
-}
-
-/// The numbers of a call, in the order of [`CALL_NUMBERS`].
-pub(super) fn numbers(raw: &RawNumbers) -> impl Iterator<Item = i64> + '_ {
-    raw.as_chunks::<NUMBER_BYTES>().0.iter().map(|bytes| i64::from_le_bytes(*bytes))
-}
-
 /// What is left of a body.
 struct Fields<'a>(&'a [u8]);
 
@@ -417,6 +430,25 @@ impl<'a> Fields<'a> {
         let (text, rest) = rest.split_at_checked(u16::from_le_bytes(*length).into())?;
         self.0 = rest;
         std::str::from_utf8(text).ok()
+    }
+
+    fn numbers(&mut self) -> Option<Numbers> {
+        let (present, absent) = (self.mask()?, self.mask()?);
+        let mut numbers = [0; CALL_NUMBERS.len()];
+        for (index, number) in numbers.iter_mut().enumerate() {
+            if present & (1 << index) != 0 {
+                *number = self.number()?;
+            } else if absent & (1 << index) != 0 {
+                *number = ABSENT;
+            }
+        }
+        Some(numbers)
+    }
+
+    fn mask(&mut self) -> Option<u32> {
+        let (mask, rest) = self.0.split_first_chunk()?;
+        self.0 = rest;
+        Some(u32::from_le_bytes(*mask))
     }
 
     fn number(&mut self) -> Option<i64> {
@@ -478,11 +510,11 @@ mod tests {
         assert_eq!(back.id, written.id.as_bytes());
         let column = |name| {
             let index = CALL_NUMBERS.iter().position(|column| *column == name).unwrap();
-            numbers(back.numbers).nth(index).unwrap()
+            back.numbers[index]
         };
         assert_eq!(column("closed_at"), i64::try_from(written.closed_at.as_millis()).unwrap());
         assert_eq!(column("cost"), written.cost.as_nanos());
-        assert_eq!(column("self_hosted_cost"), ABSENT);
+        assert_eq!((column("self_hosted_cost"), column("audio_input_tokens")), (ABSENT, 0));
         let labels = parse_labels(back.labels).unwrap();
         assert_eq!(labels[LABELS.iter().position(|label| *label == "backend").unwrap()], written.backend);
         assert_eq!(labels[LABELS.len() - 1], written.config_digest);
@@ -585,7 +617,7 @@ mod tests {
             written.cost = NanoUsd::from_nanos(cost);
             let record = call(&written);
             let back = read(&record);
-            prop_assert_eq!(numbers(back.numbers).nth(17), Some(cost.max(ABSENT + 1)));
+            prop_assert_eq!(back.numbers[17], cost.max(ABSENT + 1));
             prop_assert_eq!(back.tags, &tags[..tags.floor_char_boundary(MAX_TEXT)]);
             let labels = parse_labels(back.labels).unwrap();
             prop_assert_eq!(labels[4], &model[..model.floor_char_boundary(MAX_TEXT)]);
