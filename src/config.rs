@@ -22,6 +22,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use rustls::pki_types::CertificateDer;
+
 pub use load::{
     CONFIG_VARIABLE, QuickStart, SEARCH_PATHS, find, ledger_settings, parse, quick_start, variable,
 };
@@ -270,6 +272,8 @@ pub struct Backend {
     /// What the hosts of `base_urls` stand for.
     pub addresses: Addresses,
     pub api_key: Option<Secret>,
+    /// What its certificate is verified against; empty: the public authorities.
+    pub authorities: Vec<CertificateDer<'static>>,
     /// How the provider is asked for its invoice; none: it is not.
     pub costs: Option<Costs>,
     /// Headers added to every request to it (`OpenAI-Organization`, ..).

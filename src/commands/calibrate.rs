@@ -128,6 +128,7 @@ fn target(config: &Config, arguments: &CalibrateArgs) -> anyhow::Result<Target> 
         url: format!("{}/chat/completions", first_base(backend)?),
         model,
         key: backend.api_key.clone(),
+        authorities: backend.authorities.clone(),
         run: fastrand::u32(..),
     })
 }

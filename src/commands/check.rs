@@ -10,6 +10,7 @@ use clap::Args;
 
 use crate::config::pattern::{expand, is_pattern};
 use crate::config::{self, Backend, BackendKind, Config, Control, Problems};
+use crate::health::probe;
 
 /// The configuration is wrong, or there is none.
 const WRONG: u8 = 2;
@@ -98,9 +99,9 @@ fn check_online(config: &Config, out: &mut impl Write, errors: &mut impl Write) 
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let client = client()?;
     let mut all_answer = true;
     for (index, backend) in config.backends.iter().enumerate() {
+        let client = client(backend)?;
         for base_url in &base_urls(backend) {
             match runtime.block_on(list_models(&client, backend, base_url)) {
                 Ok(listed) => {
@@ -145,14 +146,15 @@ fn is_started_by_us(backend: &Backend) -> bool {
 }
 
 /// As the proxy calls: no redirects, no proxy of the environment, no key anywhere but at its backend.
-fn client() -> anyhow::Result<reqwest::Client> {
+fn client(backend: &Backend) -> anyhow::Result<reqwest::Client> {
     // Fails only when a provider is installed already, and then there is one.
     let _already_installed = rustls::crypto::ring::default_provider().install_default();
-    reqwest::Client::builder()
+    let builder = reqwest::Client::builder()
         .redirect(reqwest::redirect::Policy::none())
         .no_proxy()
-        .timeout(ONLINE_TIMEOUT)
-        .build()
+        .timeout(ONLINE_TIMEOUT);
+    probe::trusting(builder, &backend.authorities)
+        .and_then(reqwest::ClientBuilder::build)
         .context("cannot build the HTTP client")
 }
 

@@ -449,7 +449,7 @@ async fn look_after(gateway: Arc<Gateway>, backend: Arc<Backend>, stop: watch::R
 
 /// What sends spans off.
 fn span_client() -> reqwest::Client {
-    probe::client(SPAN_CONNECT_TIMEOUT, true).expect("TLS with built-in roots can be set up")
+    probe::client(SPAN_CONNECT_TIMEOUT, true, &[]).expect("TLS with built-in roots can be set up")
 }
 
 async fn bind(address: std::net::SocketAddr) -> anyhow::Result<TcpListener> {

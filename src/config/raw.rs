@@ -278,6 +278,8 @@ tables! {
         addresses: At<Addresses>,
         /// Key that is sent to it. Without one, `pass_through` sends the client's own key to an API backend, and none to a self-hosted one.
         api_key: At<SecretReference>,
+        /// Certificates that its own is verified against, in PEM. Default: the public authorities.
+        ca_file: At<String>,
         /// API: key that may read the organisation's costs (an admin key of OpenAI); with it each closed day is compared with the provider's invoice. Default: none.
         costs_key: At<SecretReference>,
         /// API: ids of the projects whose costs are compared. Default: the whole organisation.

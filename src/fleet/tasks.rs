@@ -67,8 +67,8 @@ impl Hands {
         Self {
             backend: backend.name.clone(),
             replicas,
-            client: probe::client(backend.timeouts.connect, tls)
-                .expect("TLS with built-in roots can be set up"),
+            client: probe::client(backend.timeouts.connect, tls, &backend.authorities)
+                .expect("TLS with certificates that were parsed can be set up"),
             key: backend.api_key.clone(),
             health_path: backend.health.path.clone(),
             probe_timeout: backend.health.timeout,

@@ -211,7 +211,8 @@ async fn own_total(gateway: &Gateway, config: &Config, name: &str, day: Day) -> 
 /// What the provider charges for a day.
 async fn invoice(backend: &Backend, costs: &Costs, day: Day) -> Result<NanoUsd, Fault> {
     let base_url = backend.base_urls.first().map_or("", String::as_str);
-    let client = probe::client(backend.timeouts.connect, base_url.starts_with("https://"))?;
+    let tls = base_url.starts_with("https://");
+    let client = probe::client(backend.timeouts.connect, tls, &backend.authorities)?;
     let mut nanos = 0_i128;
     let mut next = None;
     for _ in 0..MAX_PAGES {

@@ -3,6 +3,8 @@
 use std::error::Error;
 use std::time::Duration;
 
+use rustls::pki_types::CertificateDer;
+
 use crate::config::Secret;
 
 /// What a probe saw.
@@ -29,14 +31,18 @@ pub enum Expect {
 /// time, so that a stale one cannot pass for a dead server.
 ///
 /// Without `tls` it loads no root certificates, which takes some twenty milliseconds and megabytes, and trusts
-/// no `https://` server.
+/// no `https://` server. `authorities` are trusted besides those of the system.
 ///
 /// # Errors
 /// When TLS cannot be set up.
-pub fn client(connect_timeout: Duration, tls: bool) -> Result<reqwest::Client, reqwest::Error> {
+pub fn client(
+    connect_timeout: Duration,
+    tls: bool,
+    authorities: &[CertificateDer<'_>],
+) -> Result<reqwest::Client, reqwest::Error> {
     install_tls();
     let builder = reqwest::Client::builder();
-    let builder = if tls { builder } else { builder.tls_certs_only([]) };
+    let builder = if tls { trusting(builder, authorities)? } else { builder.tls_certs_only([]) };
     builder
         .no_proxy()
         .redirect(reqwest::redirect::Policy::none())
@@ -44,6 +50,22 @@ pub fn client(connect_timeout: Duration, tls: bool) -> Result<reqwest::Client, r
         .pool_max_idle_per_host(0)
         .user_agent(concat!("breakeven/", env!("CARGO_PKG_VERSION")))
         .build()
+}
+
+/// A client that trusts these authorities besides those of the system.
+///
+/// # Errors
+/// When one of them is not a certificate.
+pub fn trusting(
+    builder: reqwest::ClientBuilder,
+    authorities: &[CertificateDer<'_>],
+) -> Result<reqwest::ClientBuilder, reqwest::Error> {
+    // Asked for with none, it would still leave the system's behind.
+    if authorities.is_empty() {
+        return Ok(builder);
+    }
+    let parsed = authorities.iter().map(|authority| reqwest::Certificate::from_der(authority));
+    Ok(builder.tls_certs_merge(parsed.collect::<Result<Vec<_>, _>>()?))
 }
 
 /// Makes ring the process's implementation of cryptography, for the clients that do not bring their own.

@@ -13,11 +13,13 @@ use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, header};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use hyper_rustls::builderstates::WantsSchemes;
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_rustls::{ConfigBuilderExt as _, HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client as HyperClient;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use rustls::RootCertStore;
+use rustls::crypto::ring;
+use rustls::pki_types::CertificateDer;
 
 use super::delivery::Delivery;
 use super::pool::{Pool, PoolSettings, PooledBody, SendError};
@@ -161,6 +163,7 @@ pub struct Client {
     hyper: OnceLock<Https>,
     /// For upgrades, which HTTP/2 does not have.
     http1: OnceLock<Https>,
+    authorities: Vec<CertificateDer<'static>>,
     timeouts: Timeouts,
 }
 
@@ -178,7 +181,8 @@ impl Client {
             .zip(backend.fleet.replicas())
             .map(|(base, replica)| Pool::at(&base.origin(), settings.clone(), replica.endpoint.clone()).ok())
             .collect();
-        Self { pools, hyper: OnceLock::new(), http1: OnceLock::new(), timeouts }
+        let authorities = backend.spec.authorities.clone();
+        Self { pools, hyper: OnceLock::new(), http1: OnceLock::new(), authorities, timeouts }
     }
 
     /// Sends a request to a replica and waits for the head of its answer. `delivery` is complete once all of a
@@ -234,9 +238,9 @@ impl Client {
         request.headers_mut().insert(header::HOST, base.host().clone());
         let is_upgrade = headers.contains_key(header::UPGRADE);
         let client = if is_upgrade {
-            self.http1.get_or_init(|| https(&self.timeouts, false))
+            self.http1.get_or_init(|| https(&self.authorities, &self.timeouts, false))
         } else {
-            self.hyper.get_or_init(|| https(&self.timeouts, true))
+            self.hyper.get_or_init(|| https(&self.authorities, &self.timeouts, true))
         };
         match client.request(request).await {
             Ok(response) => Ok(response.map(UpstreamBody::Hyper)),
@@ -246,20 +250,24 @@ impl Client {
     }
 }
 
-/// A client that trusts the roots that browsers trust.
-fn https(timeouts: &Timeouts, http2: bool) -> Https {
-    let trusting = HttpsConnectorBuilder::new()
-        .with_provider_and_webpki_roots(rustls::crypto::ring::default_provider())
+/// A client that trusts these authorities, or else those that browsers trust.
+fn https(authorities: &[CertificateDer<'static>], timeouts: &Timeouts, http2: bool) -> Https {
+    let trusting = rustls::ClientConfig::builder_with_provider(ring::default_provider().into())
+        .with_safe_default_protocol_versions()
         .expect("the default protocol versions are supported by ring");
-    https_trusting(trusting, timeouts, http2)
-}
-
-fn https_trusting(trusting: HttpsConnectorBuilder<WantsSchemes>, timeouts: &Timeouts, http2: bool) -> Https {
+    let trusting = if authorities.is_empty() {
+        trusting.with_webpki_roots()
+    } else {
+        let mut roots = RootCertStore::empty();
+        roots.add_parsable_certificates(authorities.iter().cloned());
+        trusting.with_root_certificates(roots)
+    };
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
     tcp.set_connect_timeout(Some(timeouts.connect));
-    let connector = trusting.https_or_http();
+    let connector =
+        HttpsConnectorBuilder::new().with_tls_config(trusting.with_no_client_auth()).https_or_http();
     let connector = if http2 {
         connector.enable_http1().enable_http2().wrap_connector(tcp)
     } else {
@@ -327,11 +335,9 @@ mod tests {
     use super::*;
 
     /// A TLS server on a free port that speaks these protocols, and answers with the HTTP version it was asked in.
-    async fn server(protocols: &[&[u8]]) -> (u16, rustls::RootCertStore) {
+    async fn server(protocols: &[&[u8]]) -> (u16, CertificateDer<'static>) {
         let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let key = PrivateKeyDer::try_from(certified.signing_key.serialize_der()).unwrap();
-        let mut roots = rustls::RootCertStore::empty();
-        roots.add(certified.cert.der().clone()).unwrap();
         let mut config =
             rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
                 .with_safe_default_protocol_versions()
@@ -358,7 +364,7 @@ mod tests {
                 });
             }
         });
-        (port, roots)
+        (port, certified.cert.der().clone())
     }
 
     async fn version(protocols: &[&[u8]], http2: bool, trusts: bool) -> Result<Bytes, String> {
@@ -371,14 +377,8 @@ mod tests {
         trusts: bool,
         delivery: &Delivery,
     ) -> Result<Bytes, String> {
-        let (port, roots) = server(protocols).await;
-        let roots = if trusts { roots } else { rustls::RootCertStore::empty() };
-        let tls =
-            rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-                .with_safe_default_protocol_versions()
-                .unwrap()
-                .with_root_certificates(roots)
-                .with_no_client_auth();
+        let (port, authority) = server(protocols).await;
+        let authorities = if trusts { vec![authority] } else { Vec::new() };
         let timeouts = Timeouts {
             connect: Duration::from_secs(5),
             first_byte: Duration::from_secs(5),
@@ -386,7 +386,7 @@ mod tests {
             total: Duration::from_secs(5),
             idle_connection: Duration::from_secs(5),
         };
-        let client = https_trusting(HttpsConnectorBuilder::new().with_tls_config(tls), &timeouts, http2);
+        let client = https(&authorities, &timeouts, http2);
         let request = Request::post(format!("https://localhost:{port}/v1/x"))
             .body(RequestBody::Delivered(Some(Bytes::from("{}")), delivery.clone()));
         let response = client.request(request.unwrap()).await.map_err(|error| root_cause(&error))?;

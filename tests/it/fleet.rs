@@ -52,6 +52,7 @@ fn backend(base_urls: Vec<String>, control: Control, max_replicas: u32) -> Backe
         base_urls,
         addresses: breakeven::config::Addresses::Urls,
         api_key: None,
+        authorities: Vec::new(),
         costs: None,
         headers: Vec::new(),
         timeouts: Timeouts {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use rustls::pki_types::CertificateDer;
 use serde_json::json;
 use tokio::task::JoinSet;
 
@@ -29,6 +30,8 @@ pub(super) struct Target {
     pub(super) url: String,
     pub(super) model: String,
     pub(super) key: Option<Secret>,
+    /// What its certificate is verified against, besides the system's authorities.
+    pub(super) authorities: Vec<CertificateDer<'static>>,
     /// A number of this run, so that its prompts are new to a server's prompt cache.
     pub(super) run: u32,
 }
@@ -74,7 +77,8 @@ struct Sample {
 
 /// Doubles the calls under way until the objectives break, nothing is gained, or a bound is reached.
 pub(super) async fn climb(target: &Target, kind: Kind, limits: &Limits) -> anyhow::Result<Found> {
-    let client = probe::client(CONNECT_TIMEOUT, target.url.starts_with("https://"))?;
+    let tls = target.url.starts_with("https://");
+    let client = probe::client(CONNECT_TIMEOUT, tls, &target.authorities)?;
     // The first call may load and compile what later ones find ready.
     call(&client, target, kind, 0).await.context("the first call failed")?;
     let watch = Stopwatch::start();

@@ -2,6 +2,10 @@
 
 use std::time::Duration;
 
+use rustls::RootCertStore;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+
 use super::super::pattern::{expand, is_pattern};
 use super::super::raw::{
     BandTable, Kind, ParameterTreatment, ParameterWord, RawBackend, RawCircuit, RawHealth, RawTimeouts,
@@ -12,7 +16,7 @@ use super::super::{
     Addresses, Backend, BackendKind, Circuit, Costs, Dialect, Health, ParameterRule, Place, Secret,
     SelfHosted, Timeouts, defaults, dialect,
 };
-use super::{Checker, place_of, time};
+use super::{Checker, Secrets, place_of, time};
 use crate::economics::{Billing, Capacity, NanoUsd, PoolSpec};
 
 impl Checker<'_> {
@@ -52,6 +56,7 @@ impl Checker<'_> {
         Backend {
             name: name.to_owned(),
             api_key: raw.api_key.as_ref().and_then(|reference| self.secret(reference)),
+            authorities: self.authorities(raw.ca_file.as_ref(), &base_urls),
             costs: self.costs(raw, is_api),
             headers: self.headers(raw),
             timeouts: self.timeouts(raw.timeouts.as_ref(), is_api),
@@ -140,6 +145,32 @@ impl Checker<'_> {
                     "write a base URL, as `http://127.0.0.1:8000/v1`",
                 );
                 None
+            }
+        }
+    }
+
+    fn authorities(
+        &mut self,
+        file: Option<&At<String>>,
+        base_urls: &[String],
+    ) -> Vec<CertificateDer<'static>> {
+        let Some(At { value: path, place }) = file else { return Vec::new() };
+        if !base_urls.iter().any(|url| url.starts_with("https://")) {
+            self.findings.warning(place, "is never looked at: no base URL is `https://`", "remove it");
+        }
+        if self.surroundings.secrets == Secrets::NotNeeded {
+            return Vec::new();
+        }
+        let path = self.surroundings.folder.join(path);
+        let Some(pem) = self.file(&path, place) else { return Vec::new() };
+        let read = CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<Vec<_>, _>>();
+        let mut roots = RootCertStore::empty();
+        match read {
+            Ok(found) if !found.is_empty() && found.iter().all(|one| roots.add(one.clone()).is_ok()) => found,
+            _ => {
+                let what = format!("`{}` is not one or more certificates in PEM", path.display());
+                self.findings.problem(place, what, "write the path of its authority's certificate");
+                Vec::new()
             }
         }
     }

@@ -156,7 +156,9 @@ fn the_lines_that_are_commented_out_load_as_well() {
         rest.starts_with('[') || rest.split_once(" = ").is_some_and(|(key, _)| !key.contains(' '))
     });
     let folder = tempfile::tempdir().unwrap();
+    let authority = rcgen::generate_simple_self_signed(["api".to_owned()]).unwrap().cert.pem();
     let files = [
+        ("api-ca.pem", authority.as_str()),
         ("cert.pem", "-----BEGIN .."),
         ("key.pem", "-----BEGIN .."),
         ("prices.toml", PRICES),
@@ -305,4 +307,23 @@ fn the_key_to_the_invoice_belongs_to_an_api_and_its_projects_to_the_key() {
     says(&own, &["breakeven.toml:7: backends.gpu.costs_key: belongs to `api` backends; remove it"]);
     let plain = api(key).replacen("https://api.openai.com", "http://api.openai.com", 1);
     assert!(good(&plain).warnings.iter().any(|it| it.to_string().contains("the key goes over the network")));
+}
+
+#[test]
+fn certificates_of_a_backend_are_read_and_what_is_none_is_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let pem = rcgen::generate_simple_self_signed(["gpu".to_owned()]).unwrap().cert.pem();
+    std::fs::write(folder.path().join("two.pem"), pem.repeat(2)).unwrap();
+    std::fs::write(folder.path().join("none.pem"), "no certificate").unwrap();
+    let api = |base_url: &str, file: &str| {
+        let own = format!("kind = \"api\"\nca_file = \"{}/{file}\"", folder.path().display());
+        small_with("kind = \"api\"", &own).replacen("https://api.openai.com", base_url, 1)
+    };
+    let config = good(&api("https://api.internal", "two.pem"));
+    assert_eq!(config.backends[0].authorities.len(), 2);
+    assert!(good(SMALL).backends[0].authorities.is_empty());
+    says(&api("https://api.internal", "none.pem"), &["none.pem` is not one or more certificates in PEM"]);
+    says(&api("https://api.internal", "missing.pem"), &["backends.openai.ca_file: cannot read"]);
+    let unused = good(&api("http://127.0.0.1:9", "two.pem")).warnings;
+    assert!(unused.iter().any(|it| it.to_string().contains("no base URL is `https://`")), "{unused:?}");
 }

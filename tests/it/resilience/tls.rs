@@ -15,7 +15,7 @@ use tokio_rustls::client::TlsStream;
 use super::Served;
 use super::http2::{Frame, Raw, post};
 use crate::support::proxy::Proxy;
-use crate::support::{chat, with};
+use crate::support::{Http, chat, with};
 
 const MODEL: &str = "gpt-4o-mini";
 const LONG: Duration = Duration::from_secs(20);
@@ -169,4 +169,44 @@ async fn the_admin_side_speaks_tls_too_and_healthcheck_knows_it() {
         .output();
     let asked = asked.await.unwrap();
     assert!(asked.status.success(), "{}", String::from_utf8_lossy(&asked.stderr));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backend_with_a_certificate_of_an_authority_of_ones_own_is_probed_and_called() {
+    let api = FakeBackend::start(Personality::OpenAi, Settings::default()).await.unwrap();
+    let certificates = tempfile::tempdir().unwrap();
+    renew(certificates.path());
+    let folder = certificates.path().display();
+    let tls = format!("tls = {{ certificate = \"{folder}/cert.pem\", private_key = \"{folder}/key.pem\" }}");
+    let config = format!("[backends.openai]\nkind = \"api\"\nbase_url = \"{}\"\n", api.url());
+    // What stands for the server of a model is another proxy, which speaks TLS.
+    let backend = Served::start(&tls, &config, &[]).await;
+    let config = |trust: &str| {
+        format!(
+            "[backends.gpu]\nkind = \"self_hosted\"\nserver = \"other\"\nbase_url = \"https://localhost:{}/v1\"\n\
+             hourly_usd = 1\ncapacity = {{ input_tokens_per_second = 1000, output_tokens_per_second = 100, \
+             max_in_flight = 8 }}\nhealth = {{ path = \"/v1/models\", interval = \"1s\" }}\n{trust}\n\
+             [routes.chat]\nmodels = [\"{MODEL}\"]\npolicy = \"self_hosted\"\noffers = [{{ backend = \"gpu\" }}]\n",
+            backend.address.port()
+        )
+    };
+    let trusting = config(&format!("ca_file = \"{folder}/cert.pem\""));
+    let proxy = Proxy::start(&trusting).await.ready().await;
+    let reply = Http::new(&proxy.url()).post("/chat/completions", &chat(MODEL)).await;
+    assert_eq!((reply.status, reply.header("x-breakeven-backend")), (200.try_into().unwrap(), "gpu"));
+
+    let check = |name: &str, text: &str| {
+        let path = certificates.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        let run = std::process::Command::new(env!("CARGO_BIN_EXE_breakeven"))
+            .args(["check", "--online", "--config"])
+            .arg(&path)
+            .output()
+            .unwrap();
+        (run.status.success(), String::from_utf8_lossy(&[run.stdout, run.stderr].concat()).into_owned())
+    };
+    let (is_fine, said) = check("trusting.toml", &trusting);
+    assert!(is_fine, "{said}");
+    let (is_fine, said) = check("public.toml", &config(""));
+    assert!(!is_fine && said.contains("certificate"), "{said}");
 }
