@@ -28,7 +28,9 @@ pub fn poll_write<S: AsyncWrite + Unpin>(
     }
     JOINED.with_borrow_mut(|joined| {
         joined.clear();
-        pieces.iter().for_each(|piece| joined.extend_from_slice(piece));
+        for piece in pieces {
+            joined.extend_from_slice(piece);
+        }
         Pin::new(stream).poll_write(context, joined)
     })
 }
