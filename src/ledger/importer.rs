@@ -76,6 +76,10 @@ pub(super) struct Importer {
     offset: u64,
     /// Whether nothing but zeros stands before that place.
     ends_in_zeros: bool,
+    /// Where the last pass through the current segment ended, if that was before an append that is under way.
+    waits_at: Option<u64>,
+    /// Two passes have ended at the same place: whatever stands there, it is hardly under way.
+    is_stuck: bool,
     piece: Vec<u8>,
     /// What is to follow the current segment, laid out.
     next: Option<SegmentFile>,
@@ -121,6 +125,8 @@ pub(super) fn recover(
         queue: VecDeque::new(),
         offset: 0,
         ends_in_zeros: false,
+        waits_at: None,
+        is_stuck: false,
         piece: vec![0; PIECE_BYTES],
         next: None,
         next_tried: 0,
@@ -170,10 +176,10 @@ impl Importer {
         self.queue.push_back(Source::Current(journal.current()));
     }
 
-    /// Begins a new current segment when the present one is long enough, or cannot be read to its end before.
+    /// Begins a new current segment when the present one is long enough, or cannot be read on before nobody appends.
     pub(super) fn rotate(&mut self, journal: &Journal, segment_bytes: u64) -> std::io::Result<()> {
         let current = journal.current();
-        let must = current.end() >= segment_bytes || current.has_gap();
+        let must = current.end() >= segment_bytes || self.is_stuck;
         if must || (current.is_used_up() && self.next.is_some()) {
             self.retire(journal)?;
         }
@@ -215,11 +221,19 @@ impl Importer {
             let end = source.file().end();
             while self.import_piece(end, sealed)? {}
             if !sealed {
+                self.note_progress(end);
                 break;
             }
             self.finish_first(end)?;
         }
         Ok(())
+    }
+
+    fn note_progress(&mut self, end: u64) {
+        let is_current = self.queue.len() == 1;
+        let waits_at = Some(self.offset).filter(|offset| is_current && *offset < end);
+        self.is_stuck = waits_at.is_some() && waits_at == self.waits_at;
+        self.waits_at = waits_at;
     }
 
     /// Ends the current segment as well. Nobody may append any more.
@@ -431,6 +445,26 @@ mod tests {
         importer.close().unwrap();
         assert_eq!(ids(&ledger), [1, 2]);
         assert!(importer.counters.torn.load(Ordering::Relaxed) > 0);
+    }
+
+    #[test]
+    fn what_stands_behind_a_place_that_is_never_written_is_imported_all_the_same() {
+        let directory = tempfile::tempdir().unwrap();
+        let ledger = directory.path().join("breakeven.db");
+        let (mut importer, journal) = start(&ledger);
+        append(&journal, 1..3);
+        journal.current().reserve(100);
+        append(&journal, 3..5);
+        for _ in 0..2 {
+            importer.rotate(&journal, u64::MAX).unwrap();
+            importer.pass().unwrap();
+            assert_eq!((ids(&ledger).as_slice(), journal.current().number), (&[1, 2][..], 1));
+        }
+        importer.rotate(&journal, u64::MAX).unwrap();
+        append(&journal, 5..7);
+        importer.pass().unwrap();
+        assert_eq!((ids(&ledger).as_slice(), journal.current().number), (&[1, 2, 3, 4, 5, 6][..], 2));
+        assert_eq!(importer.counters.torn.load(Ordering::Relaxed), 1);
     }
 
     #[test]

@@ -37,6 +37,9 @@ const SPARE_NUMBERS: u64 = 100;
 /// Size of the first segment that is laid out; each one after it has four times that, up to [`SEGMENT_BYTES`].
 const FIRST_LAID_OUT: u64 = 256 * 1024;
 
+/// A segment is laid out only where there is room for so many of its size: on a disk that is nearly full, rows need it.
+const ROOM_FOR: u64 = 4;
+
 /// Size at which a segment is followed by the next.
 pub(super) const SEGMENT_BYTES: u64 = 8 * 1024 * 1024;
 
@@ -53,8 +56,6 @@ pub(super) struct SegmentFile {
     /// Bytes whose write has returned.
     written: AtomicU64,
     synced: AtomicU64,
-    /// The disk did not take an append, and others came behind it.
-    has_gap: AtomicBool,
 }
 
 impl SegmentFile {
@@ -67,7 +68,6 @@ impl SegmentFile {
             end: AtomicU64::new(end),
             written: AtomicU64::new(end),
             synced: AtomicU64::new(0),
-            has_gap: AtomicBool::new(false),
         }
     }
 
@@ -91,11 +91,16 @@ impl SegmentFile {
         Ok(Self::new(number, path, file, 0, length))
     }
 
+    /// Takes a place of so many bytes, and returns where it begins.
+    pub(super) fn reserve(&self, length: u64) -> u64 {
+        self.end.fetch_add(length, Ordering::AcqRel)
+    }
+
     /// Writes a batch, as far as the disk takes it at once. Returns how many of its records are whole in the file and,
     /// unless these are all, what was wrong.
     fn write(&self, batch: &Batch) -> (usize, Option<io::Error>) {
         let length = batch.bytes.len() as u64;
-        let at = self.end.fetch_add(length, Ordering::AcqRel);
+        let at = self.reserve(length);
         let result = loop {
             match self.file.write_at(&batch.bytes, at) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -109,15 +114,10 @@ impl SegmentFile {
         }
         let whole = batch.whole_within(count);
         let end = at + batch.records().take(whole).map(|record| record.len() as u64).sum::<u64>();
-        self.give_back(end, at + length);
+        // The place of the others is given back. Where somebody has taken the one behind it there is a gap, which the
+        // importer passes over when nobody appends any more.
+        self.end.compare_exchange(at + length, end, Ordering::AcqRel, Ordering::Relaxed).ok();
         (whole, Some(result.err().unwrap_or_else(|| io::ErrorKind::StorageFull.into())))
-    }
-
-    /// Gives back a place, unless somebody has taken the one behind it.
-    fn give_back(&self, start: u64, end: u64) {
-        if self.end.compare_exchange(end, start, Ordering::AcqRel, Ordering::Relaxed).is_err() {
-            self.has_gap.store(true, Ordering::Release);
-        }
     }
 
     fn written(&self) -> u64 {
@@ -128,11 +128,6 @@ impl SegmentFile {
     /// does.
     pub(super) fn end(&self) -> u64 {
         self.end.load(Ordering::Acquire)
-    }
-
-    /// Whether an append failed in its middle: what is behind it can be read when nobody appends any more.
-    pub(super) fn has_gap(&self) -> bool {
-        self.has_gap.load(Ordering::Acquire)
     }
 
     /// Whether the next one should be laid out by now. One to which nothing is appended has no successor.
@@ -199,6 +194,12 @@ fn lay_out(file: &File, start: u64, end: u64) -> io::Result<()> {
         at += count as u64;
     }
     if end > start { file.sync_all() } else { Ok(()) }
+}
+
+/// Bytes that the disk of a directory can take.
+fn room(directory: &Path) -> io::Result<u64> {
+    let disk = rustix::fs::statvfs(directory)?;
+    Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
 }
 
 fn segment_path(directory: &Path, number: u64) -> PathBuf {
@@ -473,7 +474,10 @@ impl Journal {
     pub(super) fn lay_out_next(&self) -> Option<io::Result<SegmentFile>> {
         let current = self.current();
         let size = (current.laid_out * 4).clamp(FIRST_LAID_OUT, SEGMENT_BYTES);
-        let create = || SegmentFile::create(&self.directory, current.number + 1, &self.header, size);
+        let create = || match room(&self.directory)? {
+            room if room < size * ROOM_FOR => Err(io::ErrorKind::StorageFull.into()),
+            _ => SegmentFile::create(&self.directory, current.number + 1, &self.header, size),
+        };
         current.wants_successor(&self.header).then(create)
     }
 
@@ -616,16 +620,13 @@ mod tests {
     }
 
     #[test]
-    fn a_place_that_the_disk_did_not_take_is_given_back_or_known_as_a_gap() {
+    fn a_place_that_the_disk_did_not_take_is_given_back() {
         let (_directory, journal) = journal();
-        let segment = journal.current();
-        let start = segment.end();
-        let [first, second] = [4, 7].map(|length| segment.end.fetch_add(length, Ordering::Relaxed));
-        segment.give_back(second, second + 7);
-        assert_eq!((segment.end(), segment.has_gap()), (start + 4, false), "nobody has written behind it");
-        segment.end.fetch_add(7, Ordering::Relaxed);
-        segment.give_back(first, first + 4);
-        assert_eq!((segment.end(), segment.has_gap()), (start + 11, true), "somebody has");
+        fill(&journal);
+        for _ in 0..3 {
+            assert_eq!(journal.append(&batch(&["one\n", "two\n"])), None);
+            assert_eq!(journal.current().end(), 0);
+        }
     }
 
     #[test]
