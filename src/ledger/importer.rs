@@ -188,6 +188,7 @@ impl Importer {
 
     fn retire(&mut self, journal: &Journal) -> std::io::Result<()> {
         let retired = journal.rotate(self.next.take())?;
+        (self.waits_at, self.is_stuck) = (None, false);
         self.queue.pop_back();
         self.queue.push_back(Source::Retired(retired));
         self.follow(journal);
@@ -462,6 +463,7 @@ mod tests {
         }
         importer.rotate(&journal, u64::MAX).unwrap();
         append(&journal, 5..7);
+        importer.rotate(&journal, u64::MAX).unwrap();
         importer.pass().unwrap();
         assert_eq!((ids(&ledger).as_slice(), journal.current().number), (&[1, 2, 3, 4, 5, 6][..], 2));
         assert_eq!(importer.counters.torn.load(Ordering::Relaxed), 1);

@@ -1,7 +1,7 @@
 //! Body framing: received bytes in, body bytes out, any slicing.
 //!
 //! Everything that is already here leaves as one piece. A single chunk is passed on without a copy; several are
-//! joined into one buffer, which costs a copy of a few hundred bytes each and saves a `writev` each.
+//! joined into one buffer, which costs a copy of a few hundred bytes each and saves a write each.
 
 use bytes::{Buf, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue};
