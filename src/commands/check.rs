@@ -147,8 +147,7 @@ fn is_started_by_us(backend: &Backend) -> bool {
 
 /// As the proxy calls: no redirects, no proxy of the environment, no key anywhere but at its backend.
 fn client(backend: &Backend) -> anyhow::Result<reqwest::Client> {
-    // Fails only when a provider is installed already, and then there is one.
-    let _already_installed = rustls::crypto::ring::default_provider().install_default();
+    probe::install_tls();
     let builder = reqwest::Client::builder()
         .redirect(reqwest::redirect::Policy::none())
         .no_proxy()

@@ -113,7 +113,7 @@ impl SegmentFile {
             return (batch.rows(), None);
         }
         let whole = batch.whole_within(count);
-        let end = at + batch.records().take(whole).map(|record| record.len() as u64).sum::<u64>();
+        let end = at + batch.ends[..whole].last().map_or(0, |end| *end as u64);
         // The place of the others is given back. Where somebody has taken the one behind it there is a gap, which the
         // importer passes over when nobody appends any more.
         self.end.compare_exchange(at + length, end, Ordering::AcqRel, Ordering::Relaxed).ok();
