@@ -99,8 +99,9 @@ pub enum LedgerError {
 #[derive(Debug, Clone)]
 pub struct Ledger(Option<Arc<Handle>>);
 
-/// What to wait for until an append survives a killed process, or a power cut.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What to wait for until an append survives a killed process, or a power cut. Who does not wait drops it, and the row
+/// is written at once. It stays on the thread that appended.
+#[derive(Debug)]
 #[must_use = "the response ends after `Ticket::poll_written` or, with `fsync = \"always\"`, `Ledger::durable(ticket)`"]
 pub struct Ticket(Place);
 
@@ -115,11 +116,19 @@ enum Place {
 
 impl Ticket {
     /// Whether the process may be killed without losing the row: it is in the journal, or waits in memory because that
-    /// cannot be written. To be asked on the thread that appended it.
-    pub fn poll_written(self, context: &mut Context<'_>) -> Poll<()> {
+    /// cannot be written.
+    pub fn poll_written(&self, context: &mut Context<'_>) -> Poll<()> {
         match self.0 {
             Place::Group(membership) => membership.poll_written(context),
             Place::Nowhere | Place::Journal(_) => Poll::Ready(()),
+        }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        if let Place::Group(membership) = self.0 {
+            membership.write();
         }
     }
 }

@@ -3,7 +3,8 @@
 //! A worker looks at its sockets and finds the answers of many calls. Each settles, puts its row into the thread's
 //! group, and waits; a task of the same runtime, woken by the group's first row and therefore run behind the calls that
 //! are ready by then, writes the group and wakes them. So a row is in the kernel's hands before the last byte of its
-//! answer leaves, as if it had been written alone, and nothing waits for a clock.
+//! answer leaves, as if it had been written alone, and nothing waits for a clock. Where no answer waits, because the
+//! client is gone or gets an error, the group is written at once.
 
 use std::cell::RefCell;
 use std::convert::Infallible;
@@ -93,6 +94,15 @@ impl Membership {
             Poll::Pending
         };
         GROUP.try_with(look).unwrap_or(Poll::Ready(()))
+    }
+
+    /// Writes the group if the row is still in it.
+    pub(super) fn write(self) {
+        turn(|group| {
+            if group.written == self.0 {
+                group.write();
+            }
+        });
     }
 }
 
@@ -200,11 +210,28 @@ mod tests {
         let gathering = ledger.gather();
         let mut gathering = std::pin::pin!(gathering);
         assert!(still_runs(gathering.as_mut()).await);
-        for n in 1..=1001 {
-            let _nobody_waits = ledger.append(&entry(n));
-        }
+        let _waiting: Vec<Ticket> = (1..=1001).map(|n| ledger.append(&entry(n))).collect();
         let there = ledger.stats();
         assert!((700..1001).contains(&(there.pending + there.committed)), "{there:?}");
+    }
+
+    #[tokio::test]
+    async fn a_row_that_nobody_waits_for_is_written_at_once_with_those_before_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let (ledger, _settings) = open(&directory, Fsync::Batch);
+        let gathering = ledger.gather();
+        let mut gathering = std::pin::pin!(gathering);
+        assert!(still_runs(gathering.as_mut()).await);
+        let there = || ledger.stats().pending + ledger.stats().committed;
+        let waits = ledger.append(&entry(1));
+        assert_eq!(there(), 0, "it is in the group");
+        drop(ledger.append(&entry(2)));
+        assert_eq!(there(), 2);
+        let later = ledger.append(&entry(3));
+        drop(waits);
+        assert_eq!(there(), 2, "a row that is written already writes no other");
+        drop(later);
+        assert_eq!(there(), 3);
     }
 
     #[tokio::test]

@@ -270,7 +270,7 @@ impl Exchange {
             let ledger = self.gateway.ledger.clone();
             return Settling::Durable(Box::pin(async move { ledger.durable(ticket).await }), known_cost);
         }
-        Settling::Written(ticket, known_cost)
+        Settling::Written(ticket, known_cost, self)
     }
 
     /// Writes the row and counts everything that a finished call counts.

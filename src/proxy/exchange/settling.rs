@@ -6,6 +6,7 @@ use std::task::{Context, Poll};
 
 use tokio::sync::oneshot;
 
+use super::Exchange;
 use crate::economics::NanoUsd;
 use crate::ledger::Ticket;
 
@@ -39,8 +40,8 @@ impl Produced {
 /// What the end of an answer waits for. It ends with what the call cost, if that is known.
 pub enum Settling {
     Done(Option<NanoUsd>),
-    /// The row is on its way to the journal.
-    Written(Ticket, Option<NanoUsd>),
+    /// The row is on its way to the journal. Until it is there, the call is in flight.
+    Written(Ticket, Option<NanoUsd>, Box<Exchange>),
     /// The row is on its way to the disk.
     Durable(Pin<Box<dyn Future<Output = ()> + Send>>, Option<NanoUsd>),
     /// Tokens are being counted, and the row written after that.
@@ -56,7 +57,7 @@ impl Settling {
         loop {
             match self {
                 Self::Done(cost) => return Poll::Ready(*cost),
-                Self::Written(ticket, cost) => return ticket.poll_written(context).map(|()| *cost),
+                Self::Written(ticket, cost, _) => return ticket.poll_written(context).map(|()| *cost),
                 Self::Durable(future, cost) => return future.as_mut().poll(context).map(|()| *cost),
                 Self::Counting(waiting) => match Pin::new(waiting).poll(context) {
                     Poll::Ready(counted) => *self = counted.unwrap_or(Self::Done(None)),
