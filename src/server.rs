@@ -44,6 +44,13 @@ use streams::{Paced, Streams};
 
 /// Connections on their way to a worker.
 const HANDED_OVER: usize = 1024;
+/// What a connection reads at once, after it has sent as much before.
+const READ_BYTES: usize = 64 * 1024;
+/// As [`READ_BYTES`], while connections are few: a long prompt then comes in one piece, which is not copied. A
+/// connection keeps its buffer as long as it lasts, so this takes 48 MiB more at most.
+const LONG_READ_BYTES: usize = 256 * 1024;
+/// Connections that make long reads.
+const LONG_READERS: usize = 256;
 /// How often workers close upstream connections that have rested too long.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 /// What an HTTP/2 client sends first.
@@ -82,6 +89,8 @@ struct Worker {
 struct Accepted {
     stream: std::net::TcpStream,
     address: IpAddr,
+    /// What it may read at once.
+    read_bytes: usize,
     open: Open,
     _held: Held,
 }
@@ -136,8 +145,9 @@ impl Workers {
         };
         let handed = stream.set_nodelay(true).and_then(|()| stream.into_std());
         let Ok(stream) = handed else { return };
+        let read_bytes = if open < LONG_READERS { LONG_READ_BYTES } else { READ_BYTES };
         let open = Open::count(&worker.connections);
-        let accepted = Accepted { stream, address: peer.ip(), open, _held: held };
+        let accepted = Accepted { stream, address: peer.ip(), read_bytes, open, _held: held };
         if worker.sender.try_send(accepted).is_err() {
             warn!(%peer, "a connection was refused: the workers are behind");
         }
@@ -245,11 +255,11 @@ impl Drop for Open {
 }
 
 async fn connection(work: Arc<Work>, clients: Arc<Clients>, accepted: Accepted) {
-    let Accepted { stream, address, open: _open, _held } = accepted;
+    let Accepted { stream, address, read_bytes, open: _open, _held } = accepted;
     let Ok(stream) = TcpStream::from_std(stream) else { return };
     // What is in force now holds for as long as the connection does.
     let limits = work.gateway.state().config.limits.clone();
-    let talk = Talk { work: &work, clients, limits: &limits, address };
+    let talk = Talk { work: &work, clients, limits: &limits, address, read_bytes };
     match &work.tls {
         None => {
             let mut start = [0; HTTP2_PREFACE.len()];
@@ -317,6 +327,8 @@ struct Talk<'a> {
     clients: Arc<Clients>,
     limits: &'a Limits,
     address: IpAddr,
+    /// As [`Accepted::read_bytes`].
+    read_bytes: usize,
 }
 
 impl Talk<'_> {
@@ -387,7 +399,8 @@ impl Talk<'_> {
         builder
             .timer(RestTimer::new(self.rest()))
             .header_read_timeout(self.rest())
-            .max_buf_size(self.limits.max_header_bytes.max(8192));
+            .max_header_size(self.limits.max_header_bytes)
+            .max_buf_size(self.read_bytes.max(self.limits.max_header_bytes));
         let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service).with_upgrades());
         if let Some(result) = self.unless_asked_to(Stop::Drain, connection.as_mut()).await {
             return result;
