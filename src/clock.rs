@@ -93,7 +93,20 @@ impl Stopwatch {
     pub fn elapsed(&self) -> Duration {
         self.0.elapsed()
     }
+
+    /// When `patience` is over that began with it.
+    pub fn deadline(&self, patience: Duration) -> Deadline {
+        Deadline::from_std(self.0) + patience.min(FAR)
+    }
+
+    /// From when another was started until this one was.
+    pub fn since(&self, other: Self) -> Duration {
+        self.0.duration_since(other.0)
+    }
 }
+
+/// When a wait is over.
+pub type Deadline = tokio::time::Instant;
 
 /// Waits for `future` no longer than `patience`. One that is ready at once, as most are, needs no timer and no
 /// look at the clock.
@@ -133,13 +146,12 @@ const FAR: Duration = Duration::from_hours(24 * 365);
 pub struct TimedOut;
 
 impl Alarms {
-    /// Waits for `future` no longer than `patience`.
-    pub async fn within<F: Future>(
+    /// Waits for `future` until `deadline` at most.
+    pub async fn until<F: Future>(
         &self,
-        patience: Duration,
+        deadline: Deadline,
         mut future: Pin<&mut F>,
     ) -> Result<F::Output, TimedOut> {
-        let deadline = tokio::time::Instant::now() + patience.min(FAR);
         let spare = self.spare().pop();
         let mut timer = spare.unwrap_or_else(|| Box::pin(tokio::time::sleep_until(deadline)));
         let outcome = std::future::poll_fn(|context| match future.as_mut().poll(context) {
@@ -161,11 +173,7 @@ impl Alarms {
 
 /// Waits until `deadline` with a timer that was used before and may be set to any time. One that would ring earlier is
 /// left to, and set anew then.
-pub fn poll_until(
-    timer: &mut Pin<Box<Sleep>>,
-    deadline: tokio::time::Instant,
-    context: &mut Context<'_>,
-) -> Poll<()> {
+pub fn poll_until(timer: &mut Pin<Box<Sleep>>, deadline: Deadline, context: &mut Context<'_>) -> Poll<()> {
     if timer.deadline() > deadline {
         timer.as_mut().reset(deadline);
     }
@@ -198,9 +206,9 @@ mod tests {
 
         let alarms = Alarms::default();
         for (patience, takes) in [(10, 3), (10, 9), (10, 11), (2, 3), (10, 4), (30, 40), (u64::MAX, 1)] {
-            let began = tokio::time::Instant::now();
+            let began = Deadline::now();
             let work = pin!(tokio::time::sleep(Duration::from_secs(takes)));
-            let outcome = alarms.within(Duration::from_secs(patience), work).await;
+            let outcome = alarms.until(began + Duration::from_secs(patience).min(FAR), work).await;
             assert_eq!(outcome.is_ok(), takes < patience);
             assert_eq!(began.elapsed().as_secs(), takes.min(patience));
         }

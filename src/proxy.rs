@@ -34,7 +34,7 @@ use hyper::upgrade::OnUpgrade;
 use crate::clock::Stopwatch;
 use crate::config::{UnknownPrice, WhenUnavailable};
 use crate::economics::Reason;
-use crate::gateway::{Choice, Circumstances, Gateway, Refusal, Route, choose};
+use crate::gateway::{Choice, Circumstances, Gateway, Refusal, Route, State, choose};
 use crate::ledger::Outcome;
 use crate::openai::endpoint::azure_deployment;
 use crate::openai::{ApiError, Call, Endpoint};
@@ -188,28 +188,39 @@ async fn routed(
     {
         deployment.clone_into(&mut call.model);
     }
-    if call.model.is_empty() {
-        // A stored prompt has its own model, which only the API knows.
-        let may_be_known = call.endpoint == Endpoint::Responses && state.default_backend().is_some();
-        if !may_be_known {
-            return Err(ProxyError::Request(ApiError::missing_model()));
+    let route = (!call.model.is_empty()).then(|| state.route_of(&call.model).cloned()).flatten();
+    let (route, Choice { mut order, reason }) = match route {
+        Some(route) => {
+            // Where only one may serve there is nothing to keep together.
+            exchange.set_conversation(route.pool.as_ref().and_then(|_| call.conversation(&body)));
+            let choice = route_call(&exchange, &route, &call, &parts.headers)?;
+            (route, choice)
         }
-        return unrouted(clients, exchange, parts, call, body).await;
-    }
-    let Some(route) = state.route_of(&call.model).cloned() else {
-        return unrouted(clients, exchange, parts, call, body).await;
+        None => (route_alone(&state, &call)?, Choice { order: vec![0], reason: Reason::OnlyOffer }),
     };
-    // Where only one may serve there is nothing to keep together.
-    exchange.set_conversation(route.pool.as_ref().and_then(|_| call.conversation(&body)));
-    let mut choice = route_call(&exchange, &route, &call, &parts.headers)?;
-    admit_call(&mut exchange, &route, &call, &mut choice.order)?;
-    count_decision(&route, &choice);
-    exchange.set_call(call, &body, Some(route), choice.reason);
+    admit_call(&mut exchange, &route, &call, &mut order)?;
+    count_decision(&route, &order, reason);
+    exchange.set_call(call, &body, Some(route), reason);
     let mut request = outgoing(&exchange, parts, body);
-    match send(clients, &mut exchange, &mut request, &choice.order).await {
+    match send(clients, &mut exchange, &mut request, &order).await {
         Ok(answer) => Ok(respond(exchange, answer).await),
         Err(error) => Err(fail(exchange, error)),
     }
+}
+
+/// A model on no route goes to the first API as it is.
+fn route_alone(state: &State, call: &Call) -> Result<Arc<Route>, ProxyError> {
+    let model = || call.model.chars().take(128).collect();
+    let backend = state.default_backend();
+    if call.model.is_empty() && (call.endpoint != Endpoint::Responses || backend.is_none()) {
+        // But for a stored prompt, which has its own model that only the API knows.
+        return Err(ProxyError::Request(ApiError::missing_model()));
+    }
+    let backend = backend.ok_or_else(|| ProxyError::UnknownModel { model: model() })?;
+    if state.config.prices.card(&call.model).is_none() && state.config.unknown_price == UnknownPrice::Reject {
+        return Err(ProxyError::Unpriced { model: model() });
+    }
+    Ok(Arc::new(Route::alone(backend.clone(), &call.model)))
 }
 
 fn route_call(
@@ -246,37 +257,12 @@ fn route_call(
 }
 
 /// Counts the decision in the pool's metrics.
-fn count_decision(route: &Route, choice: &Choice) {
-    let (Some(pool), Some(first)) = (&route.pool, choice.order.first()) else { return };
+fn count_decision(route: &Route, order: &[usize], reason: Reason) {
+    let (Some(pool), Some(first)) = (&route.pool, order.first()) else { return };
     if !route.offers[*first].backend.is_api() {
-        pool.own_series.decision(choice.reason);
+        pool.own_series.decision(reason);
     } else if let Some(series) = &pool.api_series {
-        series.decision(choice.reason);
-    }
-}
-
-/// A model on no route goes to the first API as it is.
-async fn unrouted(
-    clients: &Clients,
-    mut exchange: Box<Exchange>,
-    parts: request::Parts,
-    call: Call,
-    body: Bytes,
-) -> Result<Response<Body>, ProxyError> {
-    let state = exchange.state().clone();
-    let Some(backend) = state.default_backend() else {
-        return Err(ProxyError::UnknownModel { model: call.model.chars().take(128).collect() });
-    };
-    if state.config.prices.card(&call.model).is_none() && state.config.unknown_price == UnknownPrice::Reject {
-        return Err(ProxyError::Unpriced { model: call.model.chars().take(128).collect() });
-    }
-    let route = Arc::new(Route::alone(backend.clone(), &call.model));
-    admit_call(&mut exchange, &route, &call, &mut vec![0])?;
-    exchange.set_call(call, &body, Some(route), Reason::OnlyOffer);
-    let mut request = outgoing(&exchange, parts, body);
-    match send(clients, &mut exchange, &mut request, &[0]).await {
-        Ok(answer) => Ok(respond(exchange, answer).await),
-        Err(error) => Err(fail(exchange, error)),
+        series.decision(reason);
     }
 }
 

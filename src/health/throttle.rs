@@ -25,12 +25,12 @@ pub struct Throttle {
 }
 
 impl Throttle {
-    /// Reads the headers of an answer.
-    pub fn observe(&self, now: Timestamp, headers: &HeaderMap) {
+    /// Reads the headers of an answer. `now` is asked when one of them says that an allowance is nearly used up.
+    pub fn observe(&self, now: impl FnOnce() -> Timestamp, headers: &HeaderMap) {
         let wait =
             [&REQUESTS, &TOKENS].into_iter().filter_map(|names| allowance(headers, names)?.wait()).max();
         if let Some(wait) = wait {
-            self.until.fetch_max((now + wait.min(MAX_THROTTLE)).as_millis(), Ordering::Relaxed);
+            self.until.fetch_max((now() + wait.min(MAX_THROTTLE)).as_millis(), Ordering::Relaxed);
         }
     }
 
@@ -157,7 +157,7 @@ mod tests {
     fn wait(pairs: &[(&'static str, &'static str)]) -> Option<u64> {
         let now = Timestamp::from_secs(1_000);
         let throttle = Throttle::default();
-        throttle.observe(now, &headers(pairs));
+        throttle.observe(|| now, &headers(pairs));
         Some(u64::try_from(throttle.throttled_until(now)?.since(now).as_millis()).unwrap())
     }
 
@@ -244,7 +244,7 @@ mod tests {
             given.insert("x-ratelimit-limit-tokens", HeaderValue::from_static("1000"));
             let now = Timestamp::from_secs(1_000);
             let throttle = Throttle::default();
-            throttle.observe(now, &given);
+            throttle.observe(|| now, &given);
             let wait = throttle.throttled_until(now).map_or(Duration::ZERO, |until| until.since(now));
             prop_assert!(wait <= MAX_THROTTLE);
         }

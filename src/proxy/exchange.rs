@@ -95,6 +95,7 @@ struct Served {
     delivery: Delivery,
     /// Position of the replica among the backend's.
     replica: usize,
+    began: Stopwatch,
     /// Whether the attempt's end was counted.
     is_ended: bool,
 }
@@ -194,6 +195,12 @@ impl Exchange {
         self.attempts
     }
 
+    /// When the last attempt began, and the call's age then; those of the call itself before there is one.
+    pub fn attempt_start(&self) -> (Stopwatch, Duration) {
+        let began = self.served.as_ref().map_or(self.watch, |served| served.began);
+        (began, began.since(self.watch))
+    }
+
     pub fn set_call(&mut self, call: Call, body: &Bytes, route: Option<Arc<Route>>, reason: Reason) {
         // A slice would keep the connection's read buffer for as long as a stream lasts.
         let keep = || if call.stream { Bytes::copy_from_slice(body) } else { body.clone() };
@@ -262,6 +269,7 @@ impl Exchange {
             place: None,
             delivery: served.delivery.clone(),
             replica: served.replica,
+            began: served.began,
             is_ended: true,
         });
         Some(part)
@@ -321,8 +329,9 @@ impl Exchange {
                 self.gateway.metrics.series(backend.name(), requested, &self.caller.team),
             ),
         };
+        let began = Stopwatch::start();
         if self.attempts == 0 {
-            self.gateway.metrics.overhead(self.watch.elapsed());
+            self.gateway.metrics.overhead(began.since(self.watch));
         }
         self.attempts += 1;
         backend.series.attempt_began();
@@ -334,6 +343,7 @@ impl Exchange {
             replica: place.replica(),
             place: Some(place),
             delivery: Delivery::default(),
+            began,
             is_ended: false,
         });
     }

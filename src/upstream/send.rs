@@ -235,16 +235,17 @@ async fn attempt(
     request.head.dress(backend);
     let timeouts = &backend.spec.timeouts;
     let is_stream = exchange.call().is_some_and(|call| call.stream);
-    let patience = timeouts.first_byte.min(timeouts.total.saturating_sub(exchange.age()));
+    let (start, age) = exchange.attempt_start();
+    let patience = timeouts.first_byte.min(timeouts.total.saturating_sub(age));
     // Pinned where it is made, so that the timeout holds no copy of it.
     let waiting = pin!(first_byte(clients, exchange, request, body, timeouts, is_stream));
-    let mut answer = match clients.alarms.within(patience, waiting).await {
+    let mut answer = match clients.alarms.until(start.deadline(patience), waiting).await {
         Ok(answered) => answered?,
         Err(_) => return Err(Failed::timed_out(backend.name())),
     };
     answer.strip_usage = injects;
     if !backend.passes_credentials() || backend.credential().is_some() {
-        backend.throttle.observe(exchange.gateway().now(), &answer.head.headers);
+        backend.throttle.observe(|| exchange.gateway().now(), &answer.head.headers);
     }
     judge(answer, backend, injects, exchange)
 }

@@ -1,11 +1,13 @@
 //! The end of a call: what it used is priced, its row written, everything counted. Once.
 
 use std::path::Path;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::{Exchange, Produced, Settling};
+use crate::clock::Stopwatch;
 use crate::economics::{NanoUsd, Slot, Tier, Timestamp, Usage};
 use crate::gateway::Home;
 use crate::ledger::once::response_id;
@@ -282,14 +284,15 @@ impl Exchange {
         tier: Tier,
         bill: &Bill,
     ) -> Option<Ticket> {
-        let closed_at = self.gateway.now();
+        let end = Stopwatch::start();
+        let closed_at = self.gateway.clock.at(end);
         self.admission.settle(bill.cost + self.attempts_cost, usage.total_tokens(), closed_at);
         let is_worth_a_row = self.buys || source != UsageSource::None;
         let mut span = std::mem::take(&mut self.span);
         let entry = self.row(closed_at, outcome, usage, source, tier, bill);
         span.close(|| self.finished(&entry));
         let ticket = is_worth_a_row.then(|| self.gateway.ledger.append(&entry));
-        self.count_metrics(outcome, usage, source, bill);
+        self.count_metrics(end.since(self.watch), outcome, usage, source, bill);
         self.feed_pool(closed_at, outcome, usage, source, bill);
         ticket
     }
@@ -336,7 +339,14 @@ impl Exchange {
         }
     }
 
-    fn count_metrics(&self, outcome: Outcome, usage: &Usage, source: UsageSource, bill: &Bill) {
+    fn count_metrics(
+        &self,
+        age: Duration,
+        outcome: Outcome,
+        usage: &Usage,
+        source: UsageSource,
+        bill: &Bill,
+    ) {
         self.gateway.metrics.tokens_counted(source);
         let Some(served) = &self.served else { return };
         let series = &served.series;
@@ -355,7 +365,6 @@ impl Exchange {
                  calls are counted as unpriced and booked without a cost (prices go under `[prices.models]`)"
             );
         }
-        let age = self.watch.elapsed();
         series.duration(age);
         if let Some(first) = self.first_token {
             series.first_token(first);
