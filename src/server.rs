@@ -44,10 +44,11 @@ use streams::{Paced, Streams};
 
 /// Connections on their way to a worker.
 const HANDED_OVER: usize = 1024;
-/// What a connection reads at once, after it has sent as much before.
+/// What a connection reads at once, after it has sent as much before; and what may wait for its client.
 const READ_BYTES: usize = 64 * 1024;
 /// As [`READ_BYTES`], while connections are few: a long prompt then comes in one piece, which is not copied. A
-/// connection keeps its buffer as long as it lasts, so this takes 48 MiB more at most.
+/// connection keeps its buffer as long as it lasts, so this takes 48 MiB more at most, and as much again where clients
+/// leave their answers unread.
 const LONG_READ_BYTES: usize = 256 * 1024;
 /// Connections that make long reads.
 const LONG_READERS: usize = 256;
