@@ -33,6 +33,14 @@ fn segments(path: &Path) -> Vec<PathBuf> {
     segments
 }
 
+/// Gives a ledger that is not there yet the journal of another.
+fn copy_journal(of: &Path, to: &Path) {
+    fs::create_dir(journal(to)).unwrap();
+    for segment in segments(of) {
+        fs::copy(&segment, journal(to).join(segment.file_name().unwrap())).unwrap();
+    }
+}
+
 /// Not a test of its own: run as a child, it appends and says so until it is killed.
 #[test]
 fn appender() {
@@ -101,14 +109,18 @@ fn every_acknowledged_row_of_a_killed_process_is_there_exactly_once() {
 #[tokio::test]
 async fn a_torn_row_is_skipped_and_counted_and_its_neighbours_survive() {
     let directory = tempfile::tempdir().unwrap();
-    let [path, whole, torn] = ["left.db", "whole.db", "torn.db"].map(|name| directory.path().join(name));
-    append_and_kill(&path, 1, 200);
-    for copy in [&whole, &torn] {
-        fs::create_dir(journal(copy)).unwrap();
-        for segment in segments(&path) {
-            fs::copy(&segment, journal(copy).join(segment.file_name().unwrap())).unwrap();
-        }
-    }
+    // A kill may cut the row that is being written, where that crosses a page. Here the cuts are the test's own.
+    let undamaged = (0..20).find_map(|attempt| {
+        let [path, whole] =
+            ["left", "whole"].map(|name| directory.path().join(format!("{name}{attempt}.db")));
+        append_and_kill(&path, 1, 200);
+        copy_journal(&path, &whole);
+        let ledger = open(&whole);
+        (ledger.stats().torn == 0).then_some((path, whole, ledger))
+    });
+    let (path, whole, whole_ledger) = undamaged.expect("hardly any kill cuts a row");
+    let torn = directory.path().join("torn.db");
+    copy_journal(&path, &torn);
     let segment = segments(&torn).remove(0);
     let mut bytes = fs::read(&segment).unwrap();
     let end = bytes.iter().rposition(|byte| *byte != 0).unwrap();
@@ -119,8 +131,8 @@ async fn a_torn_row_is_skipped_and_counted_and_its_neighbours_survive() {
     bytes.resize(bytes.len().max(start + cut.len()), 0);
     bytes[start..start + cut.len()].copy_from_slice(cut);
     fs::write(&segment, bytes).unwrap();
-    let (whole_ledger, torn_ledger) = (open(&whole), open(&torn));
-    assert_eq!((whole_ledger.stats().torn, torn_ledger.stats().torn), (0, 2));
+    let torn_ledger = open(&torn);
+    assert_eq!(torn_ledger.stats().torn, 2);
     assert!(whole_ledger.close().await && torn_ledger.close().await);
     let (all, left) = (ids(&whole), ids(&torn));
     assert!(left.iter().all(|id| all.binary_search(id).is_ok()));
