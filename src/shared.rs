@@ -24,6 +24,7 @@ use uuid::Uuid;
 
 use crate::config::Shared;
 use crate::economics::time::millis;
+use crate::tls;
 
 /// Who we are to the others.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -144,10 +145,7 @@ impl Link {
     }
 
     async fn open(&self) -> Result<Store, SharedError> {
-        if rustls::crypto::CryptoProvider::get_default().is_none() {
-            // An error says that another thread has just installed one.
-            drop(rustls::crypto::ring::default_provider().install_default());
-        }
+        tls::install();
         let url = self.settings.redis.expose();
         let client = match &self.settings.ca {
             Some(path) => {

@@ -11,6 +11,7 @@ use clap::Args;
 use crate::config::pattern::{expand, is_pattern};
 use crate::config::{self, Backend, BackendKind, Config, Control, Problems};
 use crate::health::probe;
+use crate::tls;
 
 /// The configuration is wrong, or there is none.
 const WRONG: u8 = 2;
@@ -147,7 +148,7 @@ fn is_started_by_us(backend: &Backend) -> bool {
 
 /// As the proxy calls: no redirects, no proxy of the environment, no key anywhere but at its backend.
 fn client(backend: &Backend) -> anyhow::Result<reqwest::Client> {
-    probe::install_tls();
+    tls::install();
     let builder = reqwest::Client::builder()
         .redirect(reqwest::redirect::Policy::none())
         .no_proxy()

@@ -22,7 +22,8 @@ use tracing::warn;
 
 use crate::clock::Clock;
 use crate::config::Workload;
-use crate::health::probe::{install_tls, root_cause};
+use crate::health::probe::root_cause;
+use crate::tls;
 
 /// Tries of one order, the first included.
 pub const ATTEMPTS: u32 = 5;
@@ -130,7 +131,7 @@ impl Scaler {
     }
 
     async fn connect(&self) -> Result<Connected, Failure> {
-        install_tls();
+        tls::install();
         let config = match &self.workload.kubeconfig {
             None => Config::incluster().map_err(|error| {
                 let cause = root_cause(&error);

@@ -6,6 +6,7 @@ use std::time::Duration;
 use rustls::pki_types::CertificateDer;
 
 use crate::config::Secret;
+use crate::tls;
 
 /// What a probe saw.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,7 +41,7 @@ pub fn client(
     tls: bool,
     authorities: &[CertificateDer<'_>],
 ) -> Result<reqwest::Client, reqwest::Error> {
-    install_tls();
+    tls::install();
     let builder = reqwest::Client::builder();
     let builder = if tls { trusting(builder, authorities)? } else { builder.tls_certs_only([]) };
     builder
@@ -62,14 +63,6 @@ pub fn trusting(
 ) -> Result<reqwest::ClientBuilder, reqwest::Error> {
     let parsed = authorities.iter().map(|authority| reqwest::Certificate::from_der(authority));
     Ok(builder.tls_certs_merge(parsed.collect::<Result<Vec<_>, _>>()?))
-}
-
-/// Makes ring the process's implementation of cryptography, for the clients that do not bring their own.
-pub fn install_tls() {
-    if rustls::crypto::CryptoProvider::get_default().is_none() {
-        // An error says that another thread has just installed one.
-        drop(rustls::crypto::ring::default_provider().install_default());
-    }
 }
 
 /// Asks once. `timeout` is real time and bounds the whole request.

@@ -157,6 +157,8 @@ fn turn(change: impl FnOnce(&mut Group)) {
 #[cfg(test)]
 mod tests {
     use std::future::poll_fn;
+    use std::pin::Pin;
+    use std::task::Poll;
 
     use crate::clock::Clock;
     use crate::config::{Fsync, LedgerSettings, WhenUnavailable};
@@ -168,6 +170,19 @@ mod tests {
         let settings =
             LedgerSettings { path, fsync, when_unavailable: WhenUnavailable::Continue, postgres: None };
         (Ledger::open(&settings, Clock::system()).unwrap(), settings)
+    }
+
+    /// A ledger whose rows this thread gathers, without writing them at any turn's end.
+    async fn gathering(fsync: Fsync) -> (Ledger, Pin<Box<impl Future>>, tempfile::TempDir) {
+        let directory = tempfile::tempdir().unwrap();
+        let (ledger, _settings) = open(&directory, fsync);
+        let mut gathering = Box::pin({
+            let ledger = ledger.clone();
+            async move { ledger.gather().await }
+        });
+        let still_runs = poll_fn(|context| Poll::Ready(gathering.as_mut().poll(context).is_pending())).await;
+        assert!(still_runs);
+        (ledger, gathering, directory)
     }
 
     async fn written(ticket: Ticket) {
@@ -205,11 +220,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_large_group_does_not_wait_for_the_turns_end() {
-        let directory = tempfile::tempdir().unwrap();
-        let (ledger, _settings) = open(&directory, Fsync::Batch);
-        let gathering = ledger.gather();
-        let mut gathering = std::pin::pin!(gathering);
-        assert!(still_runs(gathering.as_mut()).await);
+        let (ledger, _gathering, _directory) = gathering(Fsync::Batch).await;
         let _waiting: Vec<Ticket> = (1..=1001).map(|n| ledger.append(&entry(n))).collect();
         let there = ledger.stats();
         assert!((700..1001).contains(&(there.pending + there.committed)), "{there:?}");
@@ -217,11 +228,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_row_that_nobody_waits_for_is_written_at_once_with_those_before_it() {
-        let directory = tempfile::tempdir().unwrap();
-        let (ledger, _settings) = open(&directory, Fsync::Batch);
-        let gathering = ledger.gather();
-        let mut gathering = std::pin::pin!(gathering);
-        assert!(still_runs(gathering.as_mut()).await);
+        let (ledger, _gathering, _directory) = gathering(Fsync::Batch).await;
         let there = || ledger.stats().pending + ledger.stats().committed;
         let waits = ledger.append(&entry(1));
         assert_eq!(there(), 0, "it is in the group");
@@ -236,18 +243,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_row_that_must_be_on_disk_is_not_held_back() {
-        let directory = tempfile::tempdir().unwrap();
-        let (ledger, _settings) = open(&directory, Fsync::Always);
-        let gathering = ledger.gather();
-        let mut gathering = std::pin::pin!(gathering);
-        assert!(still_runs(gathering.as_mut()).await);
+        let (ledger, _gathering, _directory) = gathering(Fsync::Always).await;
         let ticket = ledger.append(&entry(1));
         assert_eq!(ledger.stats().pending + ledger.stats().committed, 1);
         ledger.durable(ticket).await;
-    }
-
-    /// Polls a future once; true when it is not done.
-    async fn still_runs(mut future: std::pin::Pin<&mut impl Future>) -> bool {
-        poll_fn(|context| std::task::Poll::Ready(future.as_mut().poll(context).is_pending())).await
     }
 }

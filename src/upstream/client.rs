@@ -13,12 +13,11 @@ use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, header};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use hyper_rustls::{ConfigBuilderExt as _, HttpsConnector, HttpsConnectorBuilder};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client as HyperClient;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::RootCertStore;
-use rustls::crypto::ring;
 use rustls::pki_types::CertificateDer;
 
 use super::delivery::Delivery;
@@ -28,6 +27,7 @@ use super::{Backend, BaseUrl, Place};
 use crate::clock::Alarms;
 use crate::config::Timeouts;
 use crate::health::probe::root_cause;
+use crate::tls;
 
 /// Idle connections kept to one replica.
 const MAX_IDLE_CONNECTIONS: usize = 1024;
@@ -252,22 +252,16 @@ impl Client {
 
 /// A client that trusts these authorities, or else those that browsers trust.
 fn https(authorities: &[CertificateDer<'static>], timeouts: &Timeouts, http2: bool) -> Https {
-    let trusting = rustls::ClientConfig::builder_with_provider(ring::default_provider().into())
-        .with_safe_default_protocol_versions()
-        .expect("the default protocol versions are supported by ring");
-    let trusting = if authorities.is_empty() {
-        trusting.with_webpki_roots()
-    } else {
+    let own = (!authorities.is_empty()).then(|| {
         let mut roots = RootCertStore::empty();
         roots.add_parsable_certificates(authorities.iter().cloned());
-        trusting.with_root_certificates(roots)
-    };
+        roots
+    });
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
     tcp.set_connect_timeout(Some(timeouts.connect));
-    let connector =
-        HttpsConnectorBuilder::new().with_tls_config(trusting.with_no_client_auth()).https_or_http();
+    let connector = HttpsConnectorBuilder::new().with_tls_config(tls::client_config(own)).https_or_http();
     let connector = if http2 {
         connector.enable_http1().enable_http2().wrap_connector(tcp)
     } else {

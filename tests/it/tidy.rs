@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 const LAYERS: [&[&str]; 7] = [
     &["economics"],
     &["openai", "prices", "simulator"],
-    &["config", "clock", "telemetry"],
+    &["config", "clock", "telemetry", "tls"],
     &["metrics", "ledger", "health", "fleet", "shared", "keys", "upstream"],
     &["gateway", "planner", "proxy"],
     &["server", "admin"],

@@ -2,10 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
-use hyper_rustls::ConfigBuilderExt as _;
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
@@ -23,6 +21,7 @@ use super::source::Batch;
 use crate::config::PostgresSettings;
 use crate::economics::Timestamp;
 use crate::ledger::rows::{Names, Place};
+use crate::tls;
 
 /// Numbers of labels kept in memory; a client that invents model names cannot make it grow further.
 const CACHED_LABELS: usize = 4_096;
@@ -86,15 +85,8 @@ where
 
 /// The server's certificate and name are verified, always.
 fn tls(ca_file: Option<&Path>) -> Result<MakeRustlsConnect, PostgresError> {
-    let builder =
-        rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .expect("ring has the protocols of rustls");
-    let config = match ca_file {
-        Some(path) => builder.with_root_certificates(roots(path)?),
-        None => builder.with_webpki_roots(),
-    };
-    Ok(MakeRustlsConnect::new(config.with_no_client_auth()))
+    let authorities = ca_file.map(roots).transpose()?;
+    Ok(MakeRustlsConnect::new(tls::client_config(authorities)))
 }
 
 fn roots(path: &Path) -> Result<RootCertStore, PostgresError> {
