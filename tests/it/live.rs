@@ -1,6 +1,6 @@
 //! The control loop with real processes: replicas that a command starts and stops, under a compressed trace.
 //!
-//! The proxy's clock runs faster than the wall's, so a slot of half a minute takes a quarter of a second. What the run
+//! The proxy's clock runs faster than the wall's, so a slot of half a minute takes half a second. What the run
 //! has cost and every decision are compared with `simulate` on the run's own ledger.
 
 use std::path::Path;
@@ -24,16 +24,16 @@ use tokio::task::JoinSet;
 use crate::support::{Http, Reply, chat, free_ports, with};
 
 /// Seconds of the proxy's clock in one of the wall's.
-const SPEED: u32 = 120;
+const SPEED: u32 = 60;
 const SLOT_MILLIS: u64 = 30_000;
 const START: Timestamp = Timestamp::from_secs(1_764_000_000);
 /// Slots of the trace, and whether calls come in them.
 const TRACE: [(u32, bool); 5] = [(4, false), (32, true), (18, false), (30, true), (16, false)];
 const REPLICAS: u16 = 2;
 /// Wall time between two calls.
-const PAUSE: Duration = Duration::from_millis(50);
-/// Longest that a call may take: no cold start, which takes two seconds, is in it.
-const PROMPT: Duration = Duration::from_secs(1);
+const PAUSE: Duration = Duration::from_millis(100);
+/// Longest that a call may take: no cold start, which takes four seconds, is in it.
+const PROMPT: Duration = Duration::from_secs(2);
 
 /// What one call has shown.
 struct Served {
@@ -50,13 +50,13 @@ async fn start(folder: &Path, api: &FakeBackend) -> Proxy {
 }
 
 /// The start command is the replica; a shell around it writes down when it began and ended. It serves what its capacity
-/// says: two calls at a time of about 150 ms are 14 a second, and each is 8.7 seconds of work on a clock of 120 times.
+/// says: two calls at a time of about 300 ms are 7 a second, and each is 17 seconds of work on a clock of 60 times.
 fn config(folder: &Path, api: &str) -> String {
     let port = free_ports(REPLICAS);
     let lives = folder.join("lives-{replica}");
     let script = format!(
         "date +%s%N >> {lives}; \
-         {bin} fake-backend --listen 127.0.0.1:{{{port}+replica}} --ttft-ms 2 --tpot-ms 9 --startup-ms 1700 & pid=$!; \
+         {bin} fake-backend --listen 127.0.0.1:{{{port}+replica}} --ttft-ms 4 --tpot-ms 18 --startup-ms 3400 & pid=$!; \
          trap 'kill $pid; wait $pid; date +%s%N >> {lives}; exit 0' TERM; wait $pid",
         lives = lives.display(),
         bin = env!("CARGO_BIN_EXE_breakeven"),
