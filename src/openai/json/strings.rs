@@ -8,8 +8,10 @@ use wide::u8x16;
 const SHORT_STRING: usize = 32;
 /// Bytes that are looked at together in longer strings.
 const BLOCK: usize = 64;
+/// Bytes before a block that say whether its quotes are escaped.
+const PRECEDING: usize = 2;
 /// After so many blocks without a quote a vector search is worth its beginning.
-const BLOCKS_WITHOUT_QUOTES: u32 = 8;
+const BLOCKS_WITHOUT_QUOTES: u32 = 16;
 
 /// Where the string ends of which `text` is the inside and what follows: at a quote that no odd number of backslashes
 /// precedes. `None` if it does not end.
@@ -59,30 +61,58 @@ pub(super) fn plain_string(text: &[u8]) -> Option<usize> {
 #[inline]
 fn cross_blocks(text: &[u8], from: usize) -> Result<usize, usize> {
     let (mut at, mut without_quotes) = (from, 0);
+    // A block is looked at with what precedes it.
+    while at < PRECEDING {
+        match text.get(at) {
+            Some(b'"') if !is_escaped(&text[..at]) => return Ok(at),
+            Some(_) => at += 1,
+            None => return Err(at),
+        }
+    }
     while without_quotes < BLOCKS_WITHOUT_QUOTES {
-        let Some(block) = text.get(at..).and_then(<[u8]>::first_chunk) else { break };
-        let mut quotes = quotes_in_block(block);
-        without_quotes = if quotes == 0 { without_quotes + 1 } else { 0 };
-        while quotes != 0 {
-            let quote = at + quotes.trailing_zeros() as usize;
+        let Some(window) = text.get(at - PRECEDING..).and_then(<[u8]>::first_chunk) else { break };
+        let Block { has_quotes, mut ends } = look_at_block(window);
+        while ends != 0 {
+            let quote = at + ends.trailing_zeros() as usize;
             if !is_escaped(&text[..quote]) {
                 return Ok(quote);
             }
-            quotes &= quotes - 1;
+            ends &= ends - 1;
         }
+        without_quotes = if has_quotes { 0 } else { without_quotes + 1 };
         at += BLOCK;
     }
     Err(at)
 }
 
-/// The bit of every byte that is a quote.
+/// What a block of a string has.
+struct Block {
+    has_quotes: bool,
+    /// The bit of every quote that may end the string: all but those behind exactly one backslash.
+    ends: u64,
+}
+
+/// Looks at the block behind the first [`PRECEDING`] bytes. No branch depends on where there are quotes, unless one may
+/// be the end: in prose a processor cannot foretell it.
 #[inline]
-fn quotes_in_block(block: &[u8; BLOCK]) -> u64 {
-    let (vectors, _) = block.as_chunks::<16>();
-    vectors.iter().rev().fold(0, |quotes, vector| {
-        let found = u8x16::new(*vector).simd_eq(u8x16::splat(b'"')).to_bitmask();
-        quotes << 16 | u64::from(found)
-    })
+fn look_at_block(window: &[u8; PRECEDING + BLOCK]) -> Block {
+    let (quote, backslash) = (u8x16::splat(b'"'), u8x16::splat(b'\\'));
+    let vectors =
+        |from: usize| window[from..][..BLOCK].as_chunks::<16>().0.iter().map(|vector| u8x16::new(*vector));
+    let (mut any_quote, mut any_end) = (u8x16::ZERO, u8x16::ZERO);
+    let mut ends = [u8x16::ZERO; BLOCK / 16];
+    for (ends, ((byte, before), second_before)) in
+        ends.iter_mut().zip(vectors(2).zip(vectors(1)).zip(vectors(0)))
+    {
+        let quotes = byte.simd_eq(quote);
+        let lone_backslash = before.simd_eq(backslash) & !second_before.simd_eq(backslash);
+        *ends = quotes & !lone_backslash;
+        any_quote |= quotes;
+        any_end |= *ends;
+    }
+    let bits =
+        |ends: &[u8x16]| ends.iter().rev().fold(0, |bits, ends| bits << 16 | u64::from(ends.to_bitmask()));
+    Block { has_quotes: any_quote.any(), ends: if any_end.any() { bits(&ends) } else { 0 } }
 }
 
 /// Whether what follows `before` is escaped by the backslash at its end.
@@ -141,7 +171,7 @@ mod tests {
                 Ok(found) => prop_assert_eq!(found, end),
                 Err(crossed) => {
                     prop_assert!(crossed <= end);
-                    let looked_at = &text[crossed.saturating_sub(BLOCK * 8)..crossed];
+                    let looked_at = &text[crossed.saturating_sub(BLOCK * BLOCKS_WITHOUT_QUOTES as usize)..crossed];
                     prop_assert!(text.len() - crossed < BLOCK || !looked_at.contains(&b'"'));
                 }
             }
