@@ -10,11 +10,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tracing::error;
+#[cfg(target_os = "linux")]
+use tracing::warn;
 
 /// Threads that count: a tokenizer does some eighty megabytes a second on each.
 const THREADS: usize = 2;
 /// Jobs that may wait; beyond, the caller estimates instead.
 const MAX_WAITING: usize = 1024;
+/// How much nicer than others the threads are, where a nice value is a thread's.
+#[cfg(target_os = "linux")]
+const NICE: i32 = 10;
 /// How often the end of all counts is looked for.
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -68,12 +73,43 @@ fn start(open: &Arc<AtomicUsize>) -> SyncSender<Job> {
     sender
 }
 
+/// Gives this thread a tenth of the weight of those that serve calls: when thousands of streams break off at once, their
+/// counts are a second's work, and a worker that shares its core with them would get a third of it.
+#[cfg(target_os = "linux")]
+fn step_back() {
+    // On Linux, unlike elsewhere, this is the thread's alone. Lowering needs no permission; where it is refused all the
+    // same, counts take turns with calls.
+    if let Err(error) = rustix::process::nice(NICE) {
+        warn!(%error, "cannot lower the priority of a thread that counts tokens");
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn step_back() {}
+
 fn work(receiver: &Mutex<Receiver<Job>>, open: &AtomicUsize) {
+    step_back();
     loop {
         let job = receiver.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(job) = job else { return };
         // A bug in one count must not end the thread for all that follow; the panic hook has logged it.
         drop(catch_unwind(AssertUnwindSafe(|| job(true))));
         open.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn counts_have_less_weight_than_the_thread_that_asks_for_them() {
+        let (sender, receiver) = mpsc::channel();
+        let job = move |_: bool| sender.send(rustix::process::getpriority_process(None)).unwrap();
+        assert!(Counter::default().submit(Box::new(job)).is_ok(), "there is room");
+        let own = rustix::process::getpriority_process(None).unwrap();
+        assert_eq!(receiver.recv().unwrap().unwrap(), (own + NICE).min(19));
     }
 }
