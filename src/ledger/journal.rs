@@ -56,6 +56,8 @@ pub(super) struct SegmentFile {
     /// Bytes whose write has returned.
     written: AtomicU64,
     synced: AtomicU64,
+    /// Whether its name survives a power cut.
+    is_named: AtomicBool,
 }
 
 impl SegmentFile {
@@ -68,18 +70,20 @@ impl SegmentFile {
             end: AtomicU64::new(end),
             written: AtomicU64::new(end),
             synced: AtomicU64::new(0),
+            is_named: AtomicBool::new(false),
         }
     }
 
-    /// Makes a segment that is to be appended to, with so many bytes laid out.
+    /// Makes a segment that is to be appended to, with so many bytes laid out. Its name survives a power cut if any are,
+    /// else when it is first synced: who makes one that is needed at once does not wait for the disk.
     fn create(directory: &Path, number: u64, header: &str, laid_out: u64) -> io::Result<Self> {
         let path = segment_path(directory, number);
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
         let made = file
             .write_all_at(header.as_bytes(), 0)
-            .and_then(|()| lay_out(&file, header.len() as u64, laid_out))
-            .and_then(|()| File::open(directory)?.sync_all());
+            .and_then(|()| lay_out(&file, header.len() as u64, laid_out));
         let segment = Self::new(number, path, file, laid_out, header.len() as u64);
+        let made = made.and_then(|()| if laid_out > 0 { segment.sync_name() } else { Ok(()) });
         // Left behind half made, it would stand in the way of the next try.
         made.inspect_err(|_| remove_file(&segment)).map(|()| segment)
     }
@@ -170,7 +174,17 @@ impl SegmentFile {
         let written = self.written();
         if self.synced.load(Ordering::Acquire) < written {
             self.file.sync_data()?;
+            self.sync_name()?;
             self.synced.fetch_max(written, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    fn sync_name(&self) -> io::Result<()> {
+        if !self.is_named.load(Ordering::Acquire) {
+            let directory = self.path.parent().unwrap_or(Path::new("."));
+            File::open(directory)?.sync_all()?;
+            self.is_named.store(true, Ordering::Release);
         }
         Ok(())
     }
@@ -675,5 +689,21 @@ mod tests {
         assert!(Arc::get_mut(&mut retired).is_some());
         assert_eq!(contents(&retired.0), "header\nlate\n");
         assert_eq!(contents(&journal.current()), HEADER);
+    }
+
+    #[test]
+    fn a_segment_that_is_needed_at_once_is_synced_into_its_directory_with_its_first_rows() {
+        let directory = tempfile::tempdir().unwrap();
+        let needed = SegmentFile::create(directory.path(), 1, HEADER, 0).unwrap();
+        assert!(!needed.is_named.load(Ordering::Acquire));
+        needed.sync().unwrap();
+        assert!(needed.is_named.load(Ordering::Acquire));
+        let laid_out = SegmentFile::create(directory.path(), 2, HEADER, FIRST_LAID_OUT).unwrap();
+        assert!(laid_out.is_named.load(Ordering::Acquire));
+        // Where the name cannot be synced, what is in the file is not said to be.
+        let lost = SegmentFile::create(directory.path(), 3, HEADER, 0).unwrap();
+        drop(directory);
+        lost.sync().unwrap_err();
+        assert_eq!(lost.synced.load(Ordering::Acquire), 0);
     }
 }
