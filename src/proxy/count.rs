@@ -98,18 +98,15 @@ fn work(receiver: &Mutex<Receiver<Job>>, open: &AtomicUsize) {
     }
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
 mod tests {
-    use std::sync::mpsc;
-
-    use super::*;
-
+    #[cfg(target_os = "linux")]
     #[test]
     fn counts_have_less_weight_than_the_thread_that_asks_for_them() {
-        let (sender, receiver) = mpsc::channel();
+        let (sender, receiver) = std::sync::mpsc::channel();
         let job = move |_: bool| sender.send(rustix::process::getpriority_process(None)).unwrap();
-        assert!(Counter::default().submit(Box::new(job)).is_ok(), "there is room");
+        assert!(super::Counter::default().submit(Box::new(job)).is_ok(), "there is room");
         let own = rustix::process::getpriority_process(None).unwrap();
-        assert_eq!(receiver.recv().unwrap().unwrap(), (own + NICE).min(19));
+        assert_eq!(receiver.recv().unwrap().unwrap(), (own + super::NICE).min(19));
     }
 }
