@@ -326,6 +326,12 @@ pub fn catch_up(path: &Path, now: Timestamp) -> Result<(), LedgerError> {
     }
 }
 
+/// Makes a new file's name survive a power cut: it is in the directory, which is synced by itself.
+fn sync_name(path: &Path) -> std::io::Result<()> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    std::fs::File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
+}
+
 type Spawned = (Thread, Receiver<()>);
 
 fn spawn(

@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use super::record::{self, ABSENT, CALL_NUMBERS, CallRecord, LABELS, Numbers, Record, Records};
 use super::spans::{self, Frontier};
-use super::{Event, LedgerError, Outcome, RentEntry, UsageSource, once};
+use super::{Event, LedgerError, Outcome, RentEntry, UsageSource, once, sync_name};
 use crate::economics::Timestamp;
 
 /// Raised whenever a table changes. A newer file is refused, an older one is migrated on open.
@@ -229,10 +229,7 @@ impl Database {
         let restored = set("normal");
         made.and(restored).map_err(|source| self.error(source))?;
         if self.is_new {
-            let directory = self.path.parent().filter(|parent| !parent.as_os_str().is_empty());
-            fs::File::open(directory.unwrap_or(Path::new(".")))
-                .and_then(|directory| directory.sync_all())
-                .map_err(|source| LedgerError::Io { path: self.path.clone(), source })?;
+            sync_name(&self.path).map_err(|source| LedgerError::Io { path: self.path.clone(), source })?;
             self.is_new = false;
         }
         Ok(())

@@ -23,7 +23,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use arc_swap::ArcSwap;
 use tracing::{error, info, warn};
 
-use super::LedgerError;
+use super::{LedgerError, sync_name};
 
 /// Rows that wait in memory while the journal cannot be written; more are counted as unrecorded.
 pub(super) const BACKLOG_ROWS: usize = 65_536;
@@ -79,11 +79,14 @@ impl SegmentFile {
     fn create(directory: &Path, number: u64, header: &str, laid_out: u64) -> io::Result<Self> {
         let path = segment_path(directory, number);
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
-        let made = file
-            .write_all_at(header.as_bytes(), 0)
-            .and_then(|()| lay_out(&file, header.len() as u64, laid_out));
         let segment = Self::new(number, path, file, laid_out, header.len() as u64);
-        let made = made.and_then(|()| if laid_out > 0 { segment.sync_name() } else { Ok(()) });
+        let made = segment.file.write_all_at(header.as_bytes(), 0).and_then(|()| {
+            if laid_out == 0 {
+                return Ok(());
+            }
+            lay_out(&segment.file, header.len() as u64, laid_out)?;
+            segment.sync_name()
+        });
         // Left behind half made, it would stand in the way of the next try.
         made.inspect_err(|_| remove_file(&segment)).map(|()| segment)
     }
@@ -182,8 +185,7 @@ impl SegmentFile {
 
     fn sync_name(&self) -> io::Result<()> {
         if !self.is_named.load(Ordering::Acquire) {
-            let directory = self.path.parent().unwrap_or(Path::new("."));
-            File::open(directory)?.sync_all()?;
+            sync_name(&self.path)?;
             self.is_named.store(true, Ordering::Release);
         }
         Ok(())
@@ -207,7 +209,7 @@ fn lay_out(file: &File, start: u64, end: u64) -> io::Result<()> {
         file.write_all_at(&ZEROS[..count], at)?;
         at += count as u64;
     }
-    if end > start { file.sync_all() } else { Ok(()) }
+    file.sync_all()
 }
 
 /// Bytes that the disk of a directory can take.

@@ -10,8 +10,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tracing::error;
-#[cfg(target_os = "linux")]
-use tracing::warn;
 
 /// Threads that count: a tokenizer does some eighty megabytes a second on each.
 const THREADS: usize = 2;
@@ -80,14 +78,12 @@ fn step_back() {
     // On Linux, unlike elsewhere, this is the thread's alone. Lowering needs no permission; where it is refused all the
     // same, counts take turns with calls.
     if let Err(error) = rustix::process::nice(NICE) {
-        warn!(%error, "cannot lower the priority of a thread that counts tokens");
+        tracing::warn!(%error, "cannot lower the priority of a thread that counts tokens");
     }
 }
 
-#[cfg(not(target_os = "linux"))]
-fn step_back() {}
-
 fn work(receiver: &Mutex<Receiver<Job>>, open: &AtomicUsize) {
+    #[cfg(target_os = "linux")]
     step_back();
     loop {
         let job = receiver.lock().unwrap_or_else(PoisonError::into_inner).recv();
