@@ -17,7 +17,7 @@ use super::Gateway;
 use crate::clock::Stopwatch;
 use crate::economics::Timestamp;
 use crate::ledger::LedgerError;
-use crate::ledger::query::{Row, totals};
+use crate::ledger::query::{Reader, Row};
 use crate::metrics::{Period, PeriodAmounts};
 
 /// How long a row may take into the ledger's tables.
@@ -40,7 +40,7 @@ pub struct Books {
 impl Books {
     /// Reads on towards `until`, a day at most, the first time from the beginning of the month. True when it
     /// has come there.
-    pub fn read(&mut self, path: &Path, until: Timestamp) -> Result<bool, LedgerError> {
+    pub fn read(&mut self, ledger: &Reader, until: Timestamp) -> Result<bool, LedgerError> {
         let month = start_of_month(until);
         if self.until < month {
             *self = Self { until: month, ..Self::default() };
@@ -48,7 +48,7 @@ impl Books {
         let midnight = start_of_day(self.until) + DAY;
         let next = until.min(midnight);
         if self.until < next {
-            let fresh = totals(path, Some(self.until), Some(next), &[])?;
+            let fresh = ledger.totals(Some(self.until), Some(next), &[])?;
             for row in &fresh {
                 self.today.add(row);
                 self.month.add(row);
@@ -65,8 +65,9 @@ impl Books {
     /// thread of its own: the last one is not idle again when the next is asked for.
     fn read_on(&mut self, path: &Path, until: Timestamp) -> Result<bool, LedgerError> {
         let look = Stopwatch::start();
+        let ledger = Reader::open(path)?;
         loop {
-            let is_there = self.read(path, until)?;
+            let is_there = self.read(&ledger, until)?;
             if is_there || look.elapsed() > LONGEST_LOOK {
                 return Ok(is_there);
             }

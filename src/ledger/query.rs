@@ -12,7 +12,7 @@ use std::path::Path;
 use rusqlite::types::FromSql;
 use rusqlite::{Connection, Row as SqlRow, params};
 
-pub use self::totals::{IDLE, Key, ParseKeyError, Row, totals};
+pub use self::totals::{IDLE, Key, ParseKeyError, Reader, Row, totals};
 use super::database::{open_to_read, signed, unsigned};
 use super::record::{CALL_NUMBERS, LABELS};
 use super::spans::rows_between;
@@ -215,7 +215,7 @@ fn visit_query<T>(
     mut read: impl FnMut(&SqlRow<'_>) -> rusqlite::Result<T>,
     mut visit: impl FnMut(T),
 ) -> rusqlite::Result<()> {
-    let mut statement = connection.prepare(sql)?;
+    let mut statement = connection.prepare_cached(sql)?;
     let mut rows = statement.query(parameters)?;
     while let Some(row) = rows.next()? {
         visit(read(row)?);

@@ -8,7 +8,8 @@
 
 use std::ops::Range;
 
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::types::FromSql;
+use rusqlite::{Connection, OptionalExtension, Params, params};
 
 /// Numbers of rows that share an entry.
 const SPAN: i64 = 1024;
@@ -68,24 +69,27 @@ pub(super) fn rows_between(connection: &Connection, since: i64, until: i64) -> r
     if !is_there(connection)? {
         return Ok(0..i64::MAX);
     }
-    let first_open: i64 =
-        connection.query_row("SELECT coalesce(max(span) + 1, 0) FROM spans", [], |row| row.get(0))?;
+    let first_open: i64 = row(connection, "SELECT coalesce(max(span) + 1, 0) FROM spans", [])?;
     let first = "SELECT span FROM spans WHERE closed_to >= ? ORDER BY span LIMIT 1";
-    let first: Option<i64> = connection.query_row(first, [since], |row| row.get(0)).optional()?;
+    let first: Option<i64> = row(connection, first, [since]).optional()?;
     let start = first.unwrap_or(first_open) * SPAN;
     let is_open = "SELECT EXISTS (SELECT 1 FROM calls WHERE n >= ? AND closed_at < ?)";
-    if connection.query_row(is_open, [first_open * SPAN, until], |row| row.get(0))? {
+    if row(connection, is_open, [first_open * SPAN, until])? {
         return Ok(start..i64::MAX);
     }
     let last = "SELECT span FROM spans WHERE closed_from < ? ORDER BY span DESC LIMIT 1";
-    let last: Option<i64> = connection.query_row(last, [until], |row| row.get(0)).optional()?;
+    let last: Option<i64> = row(connection, last, [until]).optional()?;
     Ok(start..last.map_or(0, |last| (last + 1) * SPAN))
 }
 
 /// A file of schema 1 has none until a server opens it.
 fn is_there(connection: &Connection) -> rusqlite::Result<bool> {
-    let sql = "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE name = 'spans')";
-    connection.query_row(sql, [], |row| row.get(0))
+    row(connection, "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE name = 'spans')", [])
+}
+
+/// The only column of the first row. A connection that asks again does not parse again.
+fn row<T: FromSql>(connection: &Connection, sql: &str, parameters: impl Params) -> rusqlite::Result<T> {
+    connection.prepare_cached(sql)?.query_row(parameters, |row| row.get(0))
 }
 
 #[cfg(test)]

@@ -297,9 +297,10 @@ fn the_sums_of_day_and_month_are_those_of_the_ledger_however_often_they_are_read
     }
     drop(ledger);
 
+    let reader = query::Reader::open(&path).unwrap();
     let mut books = Books::default();
     for until in (0..=41).flat_map(|day| [day * DAY, day * DAY + 8, day * DAY + 60]) {
-        while !books.read(&path, Timestamp::from_secs(until)).unwrap() {}
+        while !books.read(&reader, Timestamp::from_secs(until)).unwrap() {}
         let month = if until >= 31 * DAY { 31 * DAY } else { 0 };
         for (period, since) in [(Period::Today, until / DAY * DAY), (Period::Month, month)] {
             let range = (Some(Timestamp::from_secs(since)), Some(Timestamp::from_secs(until)));

@@ -12,7 +12,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use rusqlite::{Connection, params};
@@ -179,29 +179,54 @@ impl Row {
     }
 }
 
-/// One row per combination of `by` that has calls or rent in the range, sorted by its keys. Rent is in the
-/// range that its interval (a minute or less) begins in.
+/// A ledger that is opened once to be summed several times.
+#[derive(Debug)]
+pub struct Reader {
+    path: PathBuf,
+    connection: Connection,
+}
+
+impl Reader {
+    pub fn open(path: &Path) -> Result<Self, LedgerError> {
+        Ok(Self { path: path.to_owned(), connection: open_to_read(path)? })
+    }
+
+    /// One row per combination of `by` that has calls or rent in the range, sorted by its keys. Rent is in the
+    /// range that its interval (a minute or less) begins in.
+    pub fn totals(
+        &self,
+        since: Option<Timestamp>,
+        until: Option<Timestamp>,
+        by: &[Key],
+    ) -> Result<Vec<Row>, LedgerError> {
+        let millis = |at: Timestamp| signed(at.as_millis());
+        let range = (since.map_or(0, millis), until.map_or(i64::MAX, millis));
+        group(&self.connection, range, by)
+            .map_err(|source| LedgerError::Sqlite { path: self.path.clone(), source })
+    }
+}
+
+/// The sums of a ledger that is read once, see [`Reader::totals`].
 pub fn totals(
     path: &Path,
     since: Option<Timestamp>,
     until: Option<Timestamp>,
     by: &[Key],
 ) -> Result<Vec<Row>, LedgerError> {
-    let connection = open_to_read(path)?;
-    let range =
-        (since.map_or(0, |at| signed(at.as_millis())), until.map_or(i64::MAX, |at| signed(at.as_millis())));
-    group(&connection, range, by).map_err(|source| LedgerError::Sqlite { path: path.to_owned(), source })
+    Reader::open(path)?.totals(since, until, by)
 }
 
 fn group(connection: &Connection, range: (i64, i64), by: &[Key]) -> rusqlite::Result<Vec<Row>> {
     // One snapshot for calls and rent, whatever is written meanwhile.
     let _snapshot = connection.unchecked_transaction()?;
-    let labels = read_labels(connection)?;
+    let calls = sum_calls(connection, range, by)?;
+    // Names of all that ever called, which nobody asks for on a day without calls.
+    let labels = if calls.is_empty() { HashMap::new() } else { read_labels(connection)? };
     let mut grouping = Grouping::new(by);
     if grouping.needs_rented_backends() {
         grouping.rented = rented_backends(connection)?;
     }
-    for (group, row) in sum_calls(connection, range, by)? {
+    for (group, row) in calls {
         let names = &labels[&group.label];
         grouping.add_calls(group, names, row);
     }
