@@ -6,11 +6,10 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-
-use sha2::{Digest, Sha256};
 
 use super::load::load_reading;
 use super::{Config, Problems};
@@ -18,20 +17,22 @@ use super::{Config, Problems};
 /// How often to call [`Watcher::poll`]: an owner who has saved the file waits about this long.
 pub const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Digest of a file's content; none while it cannot be read.
-type Content = Option<[u8; 32]>;
+/// Hash of a file's content; none while it cannot be read.
+type Content = Option<u64>;
 
 /// Compares what is on disk with what was last loaded.
 #[derive(Debug)]
 pub struct Watcher {
     path: PathBuf,
     seen: BTreeMap<PathBuf, Content>,
+    /// Keyed at random, so that nobody can write two files that are taken for one.
+    hasher: RandomState,
 }
 
 impl Watcher {
     /// Loads the configuration, and remembers what it was made from.
     pub fn start(path: &Path) -> (Self, Result<Config, Problems>) {
-        let mut watcher = Self { path: path.to_owned(), seen: BTreeMap::new() };
+        let mut watcher = Self { path: path.to_owned(), seen: BTreeMap::new(), hasher: RandomState::new() };
         let loaded = watcher.reload();
         (watcher, loaded)
     }
@@ -39,21 +40,25 @@ impl Watcher {
     /// The new configuration, or what is wrong with it; none when no file has changed since the last call.
     /// A bad file is reported once.
     pub fn poll(&mut self) -> Option<Result<Config, Problems>> {
-        let changed = self.seen.iter().any(|(path, content)| content_of(path) != *content);
+        let changed = self.seen.iter().any(|(path, content)| self.content(&read(path)) != *content);
         changed.then(|| self.reload())
     }
 
     /// Loads whether or not anything has changed: for SIGHUP and `POST /api/reload`.
     pub fn reload(&mut self) -> Result<Config, Problems> {
         let seen = RefCell::new(BTreeMap::new());
-        let read = |path: &Path| {
-            let read = std::fs::read_to_string(path);
-            seen.borrow_mut().insert(path.to_owned(), read.as_ref().ok().map(|text| digest(text.as_bytes())));
-            read
+        let note = |path: &Path| {
+            let text = read(path);
+            seen.borrow_mut().insert(path.to_owned(), self.content(&text));
+            text
         };
-        let loaded = load_reading(&self.path, &read);
+        let loaded = load_reading(&self.path, &note);
         self.seen = seen.into_inner();
         loaded
+    }
+
+    fn content(&self, text: &io::Result<String>) -> Content {
+        text.as_ref().ok().map(|text| self.hasher.hash_one(text))
     }
 
     /// The files that are compared.
@@ -62,14 +67,9 @@ impl Watcher {
     }
 }
 
-fn content_of(path: &Path) -> Content {
-    // Read as the loader reads: a file that is not UTF-8 is one that cannot be read.
-    let read: io::Result<String> = std::fs::read_to_string(path);
-    read.ok().map(|text| digest(text.as_bytes()))
-}
-
-fn digest(bytes: &[u8]) -> [u8; 32] {
-    Sha256::digest(bytes).into()
+/// As the loader reads: a file that is not UTF-8 is one that cannot be read.
+fn read(path: &Path) -> io::Result<String> {
+    std::fs::read_to_string(path)
 }
 
 impl Config {
