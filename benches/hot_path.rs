@@ -18,6 +18,7 @@ use breakeven::proxy::bill;
 use breakeven::proxy::exchange::{Caller, Exchange};
 use bytes::Bytes;
 use divan::{Bencher, counter::BytesCount};
+use serde_json::Value;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -183,6 +184,16 @@ fn count_tokens(bencher: Bencher<'_, '_>, length: usize) {
     let body = request(length);
     let bencher = bencher.counter(BytesCount::new(body.len()));
     bencher.bench(|| tokenizer::count_call("gpt-4o-mini", Endpoint::ChatCompletions, black_box(&body)));
+}
+
+/// The same text without its JSON and its messages: the tokenizer's own speed.
+#[divan::bench(args = SIZES)]
+fn count_tokens_of_text(bencher: Bencher<'_, '_>, length: usize) {
+    let body: Value = serde_json::from_slice(&request(length)).expect("the request is JSON");
+    let messages = body["messages"].as_array().expect("the request has messages");
+    let text: String = messages.iter().filter_map(|message| message["content"].as_str()).collect();
+    let bencher = bencher.counter(BytesCount::new(text.len()));
+    bencher.bench(|| bpe_openai::o200k_base().count(black_box(&text)));
 }
 
 /// From an open record to bill and metrics, without a ledger.
