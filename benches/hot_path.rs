@@ -1,5 +1,6 @@
 //! What each step of a call costs by itself: `cargo bench --bench hot_path`.
 
+use std::borrow::Cow;
 use std::hint::black_box;
 use std::sync::Arc;
 
@@ -19,6 +20,7 @@ use breakeven::proxy::exchange::{Caller, Exchange};
 use bytes::Bytes;
 use divan::{Bencher, counter::BytesCount};
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -133,6 +135,26 @@ fn read_call(bencher: Bencher<'_, '_>, length: usize) {
     let body = request(length);
     let bencher = bencher.counter(BytesCount::new(body.len()));
     bencher.bench(|| Call::read(Endpoint::ChatCompletions, black_box(&body)));
+}
+
+/// What a request says of itself, by a parser that borrows the text.
+#[derive(serde::Deserialize)]
+#[expect(dead_code, reason = "made, not looked at")]
+struct Parsed<'a> {
+    #[serde(borrow)]
+    model: Cow<'a, str>,
+    stream: Option<bool>,
+    max_tokens: Option<u64>,
+    #[serde(borrow)]
+    messages: Vec<&'a RawValue>,
+}
+
+/// What `read_call` would cost with `serde_json`.
+#[divan::bench(args = SIZES)]
+fn parse_call_with_serde_json(bencher: Bencher<'_, '_>, length: usize) {
+    let body = request(length);
+    let bencher = bencher.counter(BytesCount::new(body.len()));
+    bencher.bench(|| serde_json::from_slice::<Parsed<'_>>(black_box(&body)).map(drop));
 }
 
 #[divan::bench(args = SIZES)]
