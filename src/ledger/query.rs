@@ -7,12 +7,12 @@
 pub(super) mod totals;
 
 use std::borrow::Cow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rusqlite::types::FromSql;
 use rusqlite::{Connection, Row as SqlRow, params};
 
-pub use self::totals::{IDLE, Key, ParseKeyError, Reader, Row, totals};
+pub use self::totals::{IDLE, Key, ParseKeyError, Row, totals};
 use super::database::{open_to_read, signed, unsigned};
 use super::record::{CALL_NUMBERS, LABELS};
 use super::spans::rows_between;
@@ -99,7 +99,7 @@ pub fn trace(
         let rows = rows_between(connection, since, i64::MAX)?;
         visit_query(connection, sql, params![rows.start, rows.end, since, until], read, visit)
     };
-    with_snapshot(path, visit_all)
+    Reader::open(path)?.snapshot(visit_all)
 }
 
 /// The calls recorded last, newest first.
@@ -176,7 +176,8 @@ fn collect<T>(
     read: impl FnMut(&SqlRow<'_>) -> rusqlite::Result<T>,
 ) -> Result<Vec<T>, LedgerError> {
     let mut rows = Vec::new();
-    with_snapshot(path, |connection| visit_query(connection, sql, parameters, read, |row| rows.push(row)))?;
+    Reader::open(path)?
+        .snapshot(|connection| visit_query(connection, sql, parameters, read, |row| rows.push(row)))?;
     Ok(rows)
 }
 
@@ -189,7 +190,7 @@ fn collect_calls<T>(
     read: impl FnMut(&SqlRow<'_>) -> rusqlite::Result<T>,
 ) -> Result<Vec<T>, LedgerError> {
     let mut found = Vec::new();
-    with_snapshot(path, |connection| {
+    Reader::open(path)?.snapshot(|connection| {
         let rows = rows_between(connection, since, i64::MAX)?;
         let parameters = params![rows.start, rows.end, since, i64::MAX];
         visit_query(connection, sql, parameters, read, |row| found.push(row))
@@ -197,15 +198,24 @@ fn collect_calls<T>(
     Ok(found)
 }
 
-/// All that is read within is of one moment.
-fn with_snapshot(
-    path: &Path,
-    read: impl FnOnce(&Connection) -> rusqlite::Result<()>,
-) -> Result<(), LedgerError> {
-    let connection = open_to_read(path)?;
-    let sqlite = |source| LedgerError::Sqlite { path: path.to_owned(), source };
-    let _snapshot = connection.unchecked_transaction().map_err(sqlite)?;
-    read(&connection).map_err(sqlite)
+/// A ledger that is opened once to be read several times.
+#[derive(Debug)]
+pub struct Reader {
+    path: PathBuf,
+    connection: Connection,
+}
+
+impl Reader {
+    pub fn open(path: &Path) -> Result<Self, LedgerError> {
+        Ok(Self { path: path.to_owned(), connection: open_to_read(path)? })
+    }
+
+    /// All that is read within is of one moment, whatever is written meanwhile.
+    fn snapshot<T>(&self, read: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, LedgerError> {
+        let sqlite = |source| LedgerError::Sqlite { path: self.path.clone(), source };
+        let _snapshot = self.connection.unchecked_transaction().map_err(sqlite)?;
+        read(&self.connection).map_err(sqlite)
+    }
 }
 
 fn visit_query<T>(

@@ -12,15 +12,15 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::str::FromStr;
 
 use rusqlite::{Connection, params};
 
-use super::super::database::{open_to_read, signed};
+use super::super::database::signed;
 use super::super::record::LABELS;
 use super::super::spans::rows_between;
-use super::{LedgerError, count, outcome, visit_query};
+use super::{LedgerError, Reader, count, outcome, visit_query};
 use crate::economics::{NanoUsd, Timestamp};
 use crate::ledger::UsageSource;
 
@@ -179,18 +179,7 @@ impl Row {
     }
 }
 
-/// A ledger that is opened once to be summed several times.
-#[derive(Debug)]
-pub struct Reader {
-    path: PathBuf,
-    connection: Connection,
-}
-
 impl Reader {
-    pub fn open(path: &Path) -> Result<Self, LedgerError> {
-        Ok(Self { path: path.to_owned(), connection: open_to_read(path)? })
-    }
-
     /// One row per combination of `by` that has calls or rent in the range, sorted by its keys. Rent is in the
     /// range that its interval (a minute or less) begins in.
     pub fn totals(
@@ -201,8 +190,7 @@ impl Reader {
     ) -> Result<Vec<Row>, LedgerError> {
         let millis = |at: Timestamp| signed(at.as_millis());
         let range = (since.map_or(0, millis), until.map_or(i64::MAX, millis));
-        group(&self.connection, range, by)
-            .map_err(|source| LedgerError::Sqlite { path: self.path.clone(), source })
+        self.snapshot(|connection| group(connection, range, by))
     }
 }
 
@@ -217,8 +205,6 @@ pub fn totals(
 }
 
 fn group(connection: &Connection, range: (i64, i64), by: &[Key]) -> rusqlite::Result<Vec<Row>> {
-    // One snapshot for calls and rent, whatever is written meanwhile.
-    let _snapshot = connection.unchecked_transaction()?;
     let calls = sum_calls(connection, range, by)?;
     // Names of all that ever called, which nobody asks for on a day without calls.
     let labels = if calls.is_empty() { HashMap::new() } else { read_labels(connection)? };
