@@ -272,8 +272,8 @@ impl Roster {
                 if self.rules.one_address && self.ready() > 0 && after < self.learned_startup() {
                     return;
                 }
-                // A pod that replaces another, or that we found starting, shows less than a start.
-                if self.slots[index].is_ours && !self.slots[index].was_ready {
+                // A pod that replaces another, or that was found or given up starting, shows less than a start.
+                if self.slots[index].is_ours && self.slots[index].began_at == ordered_at {
                     self.learn_startup(after);
                 }
                 self.slots[index].enter(Phase::Ready { since: now });
@@ -431,16 +431,19 @@ impl Roster {
         }
     }
 
-    /// Takes back up to `count` drains, the longest running first: they would stop last.
+    /// Takes back up to `count` drains, those first that would stop last.
     fn keep(&mut self, count: usize, now: Timestamp) -> usize {
-        let mut draining = self.select(|slot| matches!(slot.phase, Phase::Draining { .. }));
-        draining.sort_by_key(|index| self.slots[*index].began_at);
-        draining.truncate(count);
-        for index in &draining {
-            self.slots[*index].enter(Phase::Ready { since: now });
-            self.tell(*index, FleetEventKind::Kept);
+        let draining = self.order_of_stops(|slot| matches!(slot.phase, Phase::Draining { .. }));
+        let kept = count.min(draining.len());
+        for index in draining.into_iter().rev().take(kept) {
+            self.take_back(index, now);
         }
-        draining.len()
+        kept
+    }
+
+    fn take_back(&mut self, index: usize, now: Timestamp) {
+        self.slots[index].resume(now);
+        self.tell(index, FleetEventKind::Kept);
     }
 
     fn start(&mut self, count: usize, now: Timestamp, actions: &mut Vec<Action>) {
@@ -472,7 +475,8 @@ impl Roster {
         });
         for index in order.into_iter().take(count) {
             let slot = &mut self.slots[index];
-            slot.enter(Phase::Draining { since: now });
+            let is_up = matches!(slot.phase, Phase::Ready { .. });
+            slot.enter(Phase::Draining { since: now, is_up });
             let in_flight = slot.replica.in_flight();
             if in_flight > 0 {
                 self.tell(index, FleetEventKind::Draining { in_flight });
@@ -483,7 +487,7 @@ impl Roster {
     fn finish_drains(&mut self, now: Timestamp) {
         // The highest first: where it goes first, those below it wait for it.
         for index in (0..self.slots.len()).rev() {
-            if let Phase::Draining { since } = self.slots[index].phase
+            if let Phase::Draining { since, .. } = self.slots[index].phase
                 && !self.is_below_another(index)
                 && self.has_drained(index, since, now)
             {

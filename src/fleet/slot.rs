@@ -17,8 +17,10 @@ pub(super) enum Phase {
     Ready {
         since: Timestamp,
     },
+    /// `is_up`: it was ready when it was let go, not starting.
     Draining {
         since: Timestamp,
+        is_up: bool,
     },
     /// `ordered`: the order is out and not answered. `failures`: stops that failed. `clean_up`: after a failed
     /// start.
@@ -84,6 +86,18 @@ impl Slot {
             Phase::Ready { .. } => ReplicaState::Ready,
             Phase::Draining { .. } => ReplicaState::Draining,
             Phase::Stopping { .. } => ReplicaState::Stopping,
+        });
+    }
+
+    /// Goes on with the life that was to end. What was ready until now still is; anything else takes calls when
+    /// a probe has seen it answer. A start that was not given up counts from its order.
+    pub(super) fn resume(&mut self, now: Timestamp) {
+        self.enter(match self.phase {
+            Phase::Draining { is_up: true, .. } => Phase::Ready { since: now },
+            Phase::Draining { .. } | Phase::Stopping { clean_up: false, .. } if !self.was_ready => {
+                Phase::Starting { ordered_at: self.began_at }
+            }
+            _ => Phase::Starting { ordered_at: now },
         });
     }
 

@@ -31,7 +31,7 @@ impl Roster {
     pub(super) fn stand_back(&mut self, now: Timestamp) {
         for index in 0..self.slots.len() {
             match self.slots[index].phase {
-                Phase::Draining { .. } => self.slots[index].enter(Phase::Ready { since: now }),
+                Phase::Draining { .. } => self.slots[index].resume(now),
                 Phase::Stopping { ordered: false, .. } => {
                     self.close_rent(index, now);
                     self.slots[index].enter(Phase::Unknown);

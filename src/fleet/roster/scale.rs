@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use super::super::event::FleetEventKind;
 use super::super::kubernetes;
-use super::super::slot::Phase;
+use super::super::slot::{Phase, Slot};
 use super::{Action, EAGER_PROBE, Owner, Roster, pause};
 use crate::economics::Timestamp;
 
@@ -185,14 +185,18 @@ impl Roster {
         }
         for index in 0..self.slots.len() {
             match self.slots[index].phase {
-                Phase::Draining { .. } | Phase::Stopping { ordered: false, clean_up: false, .. } => {
-                    self.slots[index].enter(Phase::Ready { since: now });
-                    self.tell(index, FleetEventKind::Kept);
+                Phase::Stopping { ordered: false, clean_up, .. } if clean_up || self.has_departed(index) => {
+                    self.stopped(index, now);
                 }
-                Phase::Stopping { ordered: false, .. } => self.stopped(index, now),
+                Phase::Draining { .. } | Phase::Stopping { ordered: false, .. } => self.take_back(index, now),
                 _ => {}
             }
         }
+    }
+
+    /// Whether its pod has gone, and with it its address.
+    fn has_departed(&self, index: usize) -> bool {
+        self.slots[index].was_ready && !self.slots[index].replica.has_address()
     }
 
     /// A replica below another that has its pod has one, too: it was found stopped, or its pod could not be let
@@ -207,10 +211,7 @@ impl Roster {
                     self.begin(index, now, false);
                     self.slots[index].enter(Phase::Starting { ordered_at: now });
                 }
-                Phase::Stopping { .. } => {
-                    self.slots[index].enter(Phase::Starting { ordered_at: now });
-                    self.tell(index, FleetEventKind::Kept);
-                }
+                Phase::Stopping { .. } => self.take_back(index, now),
                 _ => {}
             }
         }
@@ -236,14 +237,23 @@ impl Roster {
             .collect()
     }
 
-    /// In which order the held replicas are let go: the most recently started first, or the highest first.
-    pub(super) fn order_of_drains(&self, eligible: impl Fn(&super::Slot) -> bool) -> Vec<usize> {
+    /// Which of the held replicas are let go: the first to stop first. Where the highest goes first, none below
+    /// one that is not eligible.
+    pub(super) fn order_of_drains(&self, eligible: impl Fn(&Slot) -> bool) -> Vec<usize> {
+        let held = self.order_of_stops(Slot::is_held).into_iter();
         if self.stops_highest() {
-            let held = self.select(super::Slot::is_held);
-            return held.into_iter().rev().take_while(|index| eligible(&self.slots[*index])).collect();
+            held.take_while(|index| eligible(&self.slots[*index])).collect()
+        } else {
+            held.filter(|index| eligible(&self.slots[*index])).collect()
         }
-        let mut order = self.select(|slot| slot.is_held() && eligible(slot));
-        order.sort_by_key(|index| (self.slots[*index].began_at, *index));
+    }
+
+    /// In which order replicas stop: the most recently started first, or the highest first.
+    pub(super) fn order_of_stops(&self, is_meant: impl Fn(&Slot) -> bool) -> Vec<usize> {
+        let mut order = self.select(is_meant);
+        if !self.stops_highest() {
+            order.sort_by_key(|index| (self.slots[*index].began_at, *index));
+        }
         order.reverse();
         order
     }

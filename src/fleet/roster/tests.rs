@@ -505,6 +505,23 @@ fn a_drain_waits_until_other_proxies_have_heard_of_it_and_their_calls_have_ended
     assert_eq!(world.states(), ["stopped"]);
 }
 
+#[test]
+fn a_start_that_is_let_go_and_kept_takes_no_call_before_it_answers_and_is_measured_from_its_order() {
+    for decides_all_along in [true, false] {
+        let mut world = World::new(rules(1));
+        world.boots_in = Duration::from_secs(100);
+        world.roster.keep_company(Duration::from_secs(2));
+        world.step(1, 0);
+        world.step(0, 61);
+        assert_eq!(world.states(), ["draining"]);
+        world.step_with(decides_all_along.then_some(1), 62);
+        assert_eq!(world.states(), ["starting"]);
+        (63..=100).for_each(|second| world.step(1, second));
+        assert_eq!((world.states(), world.orders.len()), (vec!["ready"], 1));
+        assert_eq!(world.roster.measured_startup(), Some(Duration::from_secs(100)));
+    }
+}
+
 #[derive(Debug, Clone)]
 enum Turn {
     Target(u32),
