@@ -5,6 +5,8 @@
 //! - A start is paid from its order, and its replica takes calls only when a probe has seen it answer.
 //! - The most recently started replica stops first, not before its shortest billed time is over, and not
 //!   before its calls have ended (or had the longest time that a call may take).
+//! - What somebody else has started is found when it answers: at our start, while we do not decide, and when we
+//!   begin to, for as long as a start that is under way may take.
 //! - A start that fails, and a replica that is lost, is cleaned up by a stop and tried again after a pause
 //!   that doubles; while the pause lasts the fleet starts nothing else in its stead, so that a cloud without
 //!   machines is not asked again and again.
@@ -225,6 +227,7 @@ impl Roster {
         self.close_rent(index, now);
         let slot = &mut self.slots[index];
         let ran_for = now.since(slot.began_at);
+        slot.watched_until = Timestamp::ZERO;
         slot.enter(Phase::Stopped);
         self.tell(index, FleetEventKind::Stopped { ran_for });
     }
@@ -256,15 +259,10 @@ impl Roster {
 
     fn seen_up(&mut self, index: usize, now: Timestamp) {
         match (self.slots[index].phase, self.rules.owner) {
-            (Phase::Unknown, _) => {
-                self.begin(index, now, false);
-                self.slots[index].enter(Phase::Ready { since: now });
-                self.tell(index, FleetEventKind::Adopted);
-            }
-            (Phase::Stopped, _) if !self.decides() => {
-                self.begin(index, now, false);
-                self.slots[index].enter(Phase::Ready { since: now });
-                self.tell(index, FleetEventKind::Appeared);
+            (Phase::Unknown, _) => self.found(index, FleetEventKind::Adopted, now),
+            (Phase::Stopped, _) if !self.decides() => self.found(index, FleetEventKind::Appeared, now),
+            (Phase::Stopped, _) if now < self.slots[index].watched_until => {
+                self.found(index, FleetEventKind::Adopted, now);
             }
             (Phase::Starting { ordered_at }, _) => {
                 let after = now.since(ordered_at);
@@ -286,6 +284,13 @@ impl Roster {
             }
             (Phase::Stopped | Phase::Ready { .. } | Phase::Draining { .. } | Phase::Stopping { .. }, _) => {}
         }
+    }
+
+    /// Somebody else started it, and it answers.
+    fn found(&mut self, index: usize, kind: FleetEventKind, now: Timestamp) {
+        self.begin(index, now, false);
+        self.slots[index].enter(Phase::Ready { since: now });
+        self.tell(index, kind);
     }
 
     fn ready(&self) -> usize {
@@ -381,7 +386,7 @@ impl Roster {
     pub(super) fn step(&mut self, target: Option<u32>, now: Timestamp) -> Vec<Action> {
         let mut actions = Vec::new();
         if target.is_some() && !self.has_target {
-            self.take_over_count(now);
+            self.take_over(now);
         }
         self.has_target = target.is_some();
         self.resolve(now, &mut actions);
@@ -404,9 +409,21 @@ impl Roster {
         actions
     }
 
+    /// From now on we decide. What whoever did before has started answers within the time that starts may take.
+    fn take_over(&mut self, now: Timestamp) {
+        if self.is_scaled() {
+            return self.take_over_count(now);
+        }
+        let watched_until = now + self.start_patience();
+        self.slots.iter_mut().for_each(|slot| slot.watched_until = watched_until);
+    }
+
+    fn start_patience(&self) -> Duration {
+        (self.rules.pool.startup.max(self.learned_startup()) * START_PATIENCE).max(MIN_START_PATIENCE)
+    }
+
     fn give_up_late_starts(&mut self, now: Timestamp) {
-        let patience =
-            (self.rules.pool.startup.max(self.learned_startup()) * START_PATIENCE).max(MIN_START_PATIENCE);
+        let patience = self.start_patience();
         for index in 0..self.slots.len() {
             if let Phase::Starting { ordered_at } = self.slots[index].phase
                 && now.since(ordered_at) > patience
@@ -525,7 +542,10 @@ impl Roster {
         for slot in &mut self.slots {
             let wants_probe = match slot.phase {
                 Phase::Unknown | Phase::Starting { .. } | Phase::Ready { .. } => true,
-                Phase::Stopped => !decides && (slot.replica.index == 0 || !self.rules.one_address),
+                Phase::Stopped => {
+                    let is_of_others = !decides || now < slot.watched_until;
+                    is_of_others && (slot.replica.index == 0 || !self.rules.one_address)
+                }
                 Phase::Draining { .. } | Phase::Stopping { .. } => false,
             };
             if let Some(every) = self.rules.probe_every.filter(|_| wants_probe && slot.replica.has_address())

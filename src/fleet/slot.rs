@@ -49,6 +49,8 @@ pub(super) struct Slot {
     pub(super) failures: u32,
     pub(super) retry_at: Timestamp,
     pub(super) probe_at: Timestamp,
+    /// Until then it is looked at although it is stopped: a start that somebody else ordered may be under way.
+    pub(super) watched_until: Timestamp,
     pub(super) is_probing: bool,
     pub(super) bad_probes: u32,
     pub(super) queue_at: Timestamp,
@@ -69,6 +71,7 @@ impl Slot {
             failures: 0,
             retry_at: Timestamp::ZERO,
             probe_at: now,
+            watched_until: Timestamp::ZERO,
             is_probing: false,
             bad_probes: 0,
             queue_at: now,

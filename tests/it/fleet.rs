@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::fs;
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -328,6 +328,36 @@ async fn a_webhook_gets_signed_orders_and_a_repetition_has_the_same_idempotency_
         assert_eq!(header, webhook::signature(&secret, Timestamp::from_secs(seconds), body));
         assert!(Timestamp::from_secs(seconds) >= START && Timestamp::from_secs(seconds) <= stage.clock.now());
     }
+}
+
+#[tokio::test]
+async fn a_start_that_is_under_way_at_our_exit_is_found_by_the_next_process_and_stopped_if_it_is_not_wanted()
+{
+    let (hook, orders) = serve(|_, _| (200, String::new())).await;
+    let is_up = Arc::new(AtomicBool::new(false));
+    let machine = Arc::clone(&is_up);
+    let (server, _) =
+        serve(move |_, _| (if machine.load(Ordering::Relaxed) { 200 } else { 503 }, String::new())).await;
+    let control = Control::Webhook { url: format!("http://{hook}/scale"), secret: None };
+    let mut backend = backend(vec![format!("http://{server}/v1")], control, 1);
+    pool_of(&mut backend).minimum = Duration::ZERO;
+    let stage = Stage::new(&backend);
+    stage.fleet.set_target(1);
+    stage.until(|_| orders.lock().unwrap().len() == 1).await;
+    tokio::time::timeout(DEADLINE, stage.fleet.release()).await.unwrap();
+    let next = Stage::new(&backend);
+    next.fleet.set_target(0);
+    // It has looked and found nothing.
+    next.until(|_| next.since_start() >= Duration::from_mins(1)).await;
+    assert_eq!(next.fleet.count(ReplicaState::Stopped), 1);
+    is_up.store(true, Ordering::Relaxed);
+    next.until(|_| orders.lock().unwrap().len() == 2).await;
+    next.until_count(ReplicaState::Stopped, 1).await;
+    next.when(|kind| *kind == FleetEventKind::Adopted);
+    let bodies: Vec<_> = (orders.lock().unwrap().iter())
+        .map(|(_, _, body)| serde_json::from_slice::<serde_json::Value>(body).unwrap()["action"].clone())
+        .collect();
+    assert_eq!(bodies, ["start", "stop"]);
 }
 
 #[tokio::test]

@@ -117,7 +117,10 @@ impl World {
             Action::Start { replica, order } => {
                 self.orders.push(format!("+{replica}"));
                 let result = if self.starts_fail { Err("no machine".to_owned()) } else { Ok(()) };
-                self.answers_from[replica as usize] = result.is_ok().then(|| now + self.boots_in);
+                // An order is repeatable: what boots or runs goes on.
+                if result.is_ok() {
+                    self.answers_from[replica as usize].get_or_insert(now + self.boots_in);
+                }
                 Report::Start { replica, order, result }
             }
             Action::Stop { replica, order, .. } => {
@@ -588,5 +591,88 @@ proptest! {
         }
         prop_assert_eq!(world.states().iter().filter(|state| **state == "ready").count(), target.min(3) as usize);
         prop_assert!(world.replicas.iter().all(|replica| replica.in_flight() == 0));
+    }
+}
+
+#[test]
+fn a_start_that_the_process_before_us_ordered_is_found_and_let_go_if_it_is_not_wanted() {
+    let mut world = World::new(rules(1));
+    // It was ordered 10 s ago, and answers in 90.
+    world.answers_from[0] = Some(at(90));
+    (0..=89).for_each(|second| world.step(0, second));
+    assert_eq!(world.states(), ["stopped"]);
+    world.step(0, 90);
+    assert_eq!(world.states(), ["ready"], "its minimum may have begun now");
+    (91..=150).for_each(|second| world.step(0, second));
+    assert_eq!((world.states(), world.orders().as_str(), world.paid_seconds()), (vec!["stopped"], "-0", 60));
+    // What we have stopped is not asked again: an address may start its machine when it is asked.
+    world.answers_from[0] = Some(at(155));
+    (151..=400).for_each(|second| world.step(0, second));
+    assert_eq!(world.states(), ["stopped"]);
+}
+
+#[derive(Debug, Clone)]
+enum Change {
+    Target(u32),
+    /// Which of the processes decides from now on; none while the lease is lost.
+    Decides(Option<usize>),
+    /// A process is replaced by one that knows nothing.
+    Restarts(usize),
+    Wait(u64),
+    StartsFail(bool),
+    StopsFail(bool),
+    Dies(usize),
+}
+
+fn change() -> impl Strategy<Value = Change> {
+    prop_oneof![
+        3 => (0_u32..5).prop_map(Change::Target),
+        3 => prop::option::of(0_usize..2).prop_map(Change::Decides),
+        1 => (0_usize..2).prop_map(Change::Restarts),
+        6 => (0_u64..90).prop_map(Change::Wait),
+        1 => any::<bool>().prop_map(Change::StartsFail),
+        1 => any::<bool>().prop_map(Change::StopsFail),
+        1 => (0_usize..3).prop_map(Change::Dies),
+    ]
+}
+
+proptest! {
+    /// Two processes take turns to decide over the same machines, and may be replaced: in the end as many machines
+    /// run as are wanted, and both send calls to them.
+    #[test]
+    fn whoever_decided_before_no_machine_is_forgotten(changes in prop::collection::vec(change(), 1..60)) {
+        let new = || World::new(rules(3));
+        let (mut processes, mut machines) = ([new(), new()], vec![None; 3]);
+        let (mut target, mut decides, mut second) = (0, Some(0), 0);
+        let mut wait = |processes: &mut [World; 2], machines: &mut Vec<_>, target, decides: Option<usize>, seconds| {
+            for _ in 0..seconds {
+                second += 1;
+                for (index, process) in processes.iter_mut().enumerate() {
+                    std::mem::swap(&mut process.answers_from, machines);
+                    process.step_with((decides == Some(index)).then_some(target), second);
+                    std::mem::swap(&mut process.answers_from, machines);
+                }
+            }
+        };
+        for change in changes {
+            match change {
+                Change::Target(wanted) => target = wanted,
+                Change::Decides(who) => decides = who,
+                Change::Restarts(index) => processes[index] = new(),
+                Change::StartsFail(fail) => processes.iter_mut().for_each(|process| process.starts_fail = fail),
+                Change::StopsFail(fail) => processes.iter_mut().for_each(|process| process.stops_fail = fail),
+                Change::Dies(machine) => machines[machine] = None,
+                Change::Wait(seconds) => wait(&mut processes, &mut machines, target, decides, seconds),
+            }
+        }
+        for process in &mut processes {
+            (process.starts_fail, process.stops_fail) = (false, false);
+        }
+        wait(&mut processes, &mut machines, target, decides.or(Some(0)), 1_500);
+        let wanted = target.min(3) as usize;
+        prop_assert_eq!(machines.iter().flatten().count(), wanted, "{:?}", machines);
+        for process in &processes {
+            prop_assert_eq!(process.states().iter().filter(|state| **state == "ready").count(), wanted);
+        }
     }
 }
