@@ -43,8 +43,6 @@ const IDLE_ROUNDS: usize = 2;
 const MOST_CLAIMS: usize = 1000;
 /// An exchange is late for the planner after so many intervals.
 const SETTLING_ROUNDS: u32 = 3;
-/// Who is new has told its past after so many exchanges.
-const NEWCOMER_ROUNDS: u32 = 2;
 /// What was said of a replica has come back as an answer after so many intervals.
 const ROUND_TRIP_ROUNDS: u32 = 4;
 /// A clock may differ from Redis's by this part of a slot before it is said.
@@ -66,8 +64,8 @@ pub struct Sharing {
     /// Whether we held it last, as far as we know.
     was_holder: AtomicBool,
     has_told_skew: AtomicBool,
-    /// Exchanges until the past is read again, in which one who has come (back) tells of it; 0: nobody has.
-    newcomer_in: AtomicU32,
+    /// How often anybody had told its past when we read it last.
+    pasts: AtomicU64,
     booked: Mutex<HashMap<String, Booking>>,
 }
 
@@ -109,7 +107,7 @@ impl Sharing {
             valid_until: AtomicU64::new(0),
             was_holder: AtomicBool::new(false),
             has_told_skew: AtomicBool::new(false),
-            newcomer_in: AtomicU32::new(0),
+            pasts: AtomicU64::new(0),
             booked: Mutex::default(),
         }
     }
@@ -176,9 +174,7 @@ impl Sharing {
     }
 
     fn heard(&self, beat: &Beat, valid_until: Timestamp) {
-        if self.proxies.swap(beat.proxies.max(1), Ordering::Relaxed) < beat.proxies {
-            self.newcomer_in.store(NEWCOMER_ROUNDS, Ordering::Relaxed);
-        }
+        self.proxies.store(beat.proxies.max(1), Ordering::Relaxed);
         if let Some(token) = beat.token {
             // Before anybody can order anything under it.
             self.last_token.store(token, Ordering::SeqCst);
@@ -197,13 +193,6 @@ impl Sharing {
             let known = booked.entry(pool.clone()).or_insert(Booking { until: *until, is_told: true });
             known.until = known.until.max(*until);
         }
-    }
-
-    /// Whether somebody has come, and had time to tell what its ledger knows of a life that ended too fast.
-    fn has_newcomer(&self) -> bool {
-        let before = self.newcomer_in.load(Ordering::Relaxed);
-        self.newcomer_in.store(before.saturating_sub(1), Ordering::Relaxed);
-        before == 1
     }
 
     /// Who books the rent of a pool. At our end we book for a holder that we were last, if Redis is away.
@@ -365,6 +354,7 @@ async fn exchange(gateway: &Gateway, store: &mut Store, wish: Wish, round: usize
     let mut exchange = Exchange::default();
     let bookings = sharing.bookings_to_tell();
     exchange.ask_lease(store, wish, &bookings);
+    exchange.ask_pasts(store);
     let recent: Vec<_> =
         state.pools.iter().map(|pool| exchange_volume(pool, store, &mut exchange, asked_at)).collect();
     let orders = matches!(sharing.authority(asked_at), Authority::Holder(_));
@@ -375,6 +365,7 @@ async fn exchange(gateway: &Gateway, store: &mut Store, wish: Wish, round: usize
     let mut answers = store.send(&exchange).await?;
 
     let beat = answers.lease()?;
+    let pasts = answers.pasts()?;
     let validity = gateway.clock.scaled(validity(sharing.settings.lease));
     sharing.heard(&beat, asked_at + validity);
     sharing.bookings_told(&bookings);
@@ -405,15 +396,16 @@ async fn exchange(gateway: &Gateway, store: &mut Store, wish: Wish, round: usize
             rate.allot(*standing, allotment, proxies, gateway.now());
         }
     }
-    let has_newcomer = sharing.has_newcomer();
+    let has_missed_a_past = sharing.pasts.load(Ordering::Relaxed) != pasts;
     for pool in &state.pools {
-        if has_newcomer {
-            pool.with_volume(SharedVolume::lose_touch);
+        if has_missed_a_past {
+            pool.with_volume(SharedVolume::miss_a_past);
         }
-        if pool.with_volume(|volume| !volume.is_caught_up()) == Some(true) {
+        if pool.with_volume(|volume| !volume.is_in_touch()) == Some(true) {
             catch_up(pool, store, gateway.now()).await?;
         }
     }
+    sharing.pasts.store(pasts, Ordering::Relaxed);
     Ok(())
 }
 
@@ -427,7 +419,11 @@ fn exchange_volume(pool: &Pool, store: &Store, exchange: &mut Exchange, now: Tim
     pool.note_demand(now);
     let present = pool.slot_of(now);
     let first = present.saturating_sub(RECENT_SLOTS);
-    let own = pool.with_volume(|volume| volume.own_since(first)).unwrap_or_default();
+    let own = pool.with_volume(|volume| {
+        volume.keep_in_touch(first, present);
+        volume.own_since(first)
+    });
+    let own = own.unwrap_or_default();
     for (slot, seen) in own {
         exchange.tell_volume(store, pool.name(), slot, &seen, kept(pool));
     }
@@ -439,10 +435,11 @@ fn exchange_volume(pool: &Pool, store: &Store, exchange: &mut Exchange, now: Tim
     slots
 }
 
-/// After a time without an exchange: tells and hears everything that is kept.
+/// After a time without an exchange, or when somebody else had one: tells and hears everything that is kept.
 async fn catch_up(pool: &Pool, store: &mut Store, now: Timestamp) -> Result<(), SharedError> {
     let present = pool.slot_of(now);
     let kept = kept(pool);
+    let has_untold = pool.with_volume(SharedVolume::begin_to_tell) == Some(true);
     let first = pool.slot_of(now.saturating_sub(kept));
     let mut others: BTreeMap<u64, Slot> = BTreeMap::new();
     let mut from = first;
@@ -454,6 +451,9 @@ async fn catch_up(pool: &Pool, store: &mut Store, now: Timestamp) -> Result<(), 
             exchange.tell_volume(store, pool.name(), *slot, seen, kept);
         }
         (from..=to).for_each(|slot| exchange.ask_volume(store, pool.name(), slot));
+        if has_untold && to >= present {
+            exchange.past_is_told(store, kept);
+        }
         let mut answers = store.send(&exchange).await?;
         for slot in from..=to {
             others.extend(answers.volume(store)?.map(|seen| (slot, seen)));

@@ -12,6 +12,10 @@ pub struct SharedVolume {
     /// How often the others' whole past was read.
     catch_ups: u64,
     is_caught_up: bool,
+    /// The others may know our whole past.
+    is_told: bool,
+    /// The slot in which we were in touch last.
+    in_touch: Option<u64>,
 }
 
 /// A slot that is over, or under way.
@@ -28,6 +32,12 @@ impl SharedVolume {
         self.own.insert(slot, seen);
     }
 
+    /// The same of a slot that nobody exchanges any more: the past is to be told.
+    pub fn note_past(&mut self, slot: u64, seen: Slot) {
+        self.note_own(slot, seen);
+        self.is_told = false;
+    }
+
     /// What the others have seen in a slot so far, in all.
     pub fn hear(&mut self, slot: u64, others: Slot) {
         self.others.insert(slot, others);
@@ -40,13 +50,32 @@ impl SharedVolume {
         self.catch_ups += 1;
     }
 
-    /// What happens from now on is not heard.
+    /// What happens from now on is neither heard nor told.
     pub fn lose_touch(&mut self) {
+        self.is_caught_up = false;
+        self.is_told = false;
+    }
+
+    /// An exchange of the slots from `first` up to the present one begins. If those before were never exchanged in
+    /// whole, because we stood still, touch was lost without a failure.
+    pub fn keep_in_touch(&mut self, first: u64, present: u64) {
+        if self.in_touch.replace(present).is_some_and(|last| last < first) {
+            self.lose_touch();
+        }
+    }
+
+    /// Somebody has told a past of which we have not heard.
+    pub fn miss_a_past(&mut self) {
         self.is_caught_up = false;
     }
 
-    pub fn is_caught_up(&self) -> bool {
-        self.is_caught_up
+    pub fn is_in_touch(&self) -> bool {
+        self.is_caught_up && self.is_told
+    }
+
+    /// Our past is being told; whether the others may not know all of it.
+    pub fn begin_to_tell(&mut self) -> bool {
+        !std::mem::replace(&mut self.is_told, true)
     }
 
     pub fn catch_ups(&self) -> u64 {
@@ -102,6 +131,31 @@ mod tests {
         let mut volume = SharedVolume::default();
         (0..3).for_each(|_| volume.hear(1, requests(4)));
         assert_eq!(volume.others(1), requests(4));
+    }
+
+    #[test]
+    fn touch_is_lost_by_a_failure_by_a_past_that_comes_late_and_by_standing_still_for_longer_than_is_exchanged()
+     {
+        let mut volume = SharedVolume::default();
+        let catch_up = |volume: &mut SharedVolume| {
+            let had_untold = volume.begin_to_tell();
+            volume.catch_up(BTreeMap::new());
+            assert!(volume.is_in_touch());
+            had_untold
+        };
+        assert!(!volume.is_in_touch() && catch_up(&mut volume));
+        for present in [3, 4, 4, 7] {
+            volume.keep_in_touch(present - 3, present);
+            assert!(volume.is_in_touch());
+        }
+        volume.keep_in_touch(8, 11);
+        assert!(!volume.is_in_touch() && catch_up(&mut volume));
+        volume.miss_a_past();
+        assert!(!volume.is_in_touch() && !catch_up(&mut volume), "the others know ours");
+        volume.note_past(1, requests(4));
+        assert!(!volume.is_in_touch() && catch_up(&mut volume));
+        volume.lose_touch();
+        assert!(!volume.is_in_touch() && catch_up(&mut volume));
     }
 
     #[test]

@@ -171,7 +171,7 @@ impl PoolPlanner {
 
     /// Tells the policy of a slot that is only in our ledger.
     pub(super) fn remember_slot(&mut self, slot: u64, finished: Slot) {
-        self.pool.with_volume(|volume| volume.note_own(slot - 1, finished));
+        self.pool.with_volume(|volume| volume.note_past(slot - 1, finished));
         self.learn(slot, finished);
     }
 

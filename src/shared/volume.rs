@@ -4,6 +4,9 @@
 //! writes a field, so a write that is repeated changes nothing, and whoever reads adds the fields up (a
 //! grow-only counter; Shapiro et al., 2011). A proxy writes a field in every slot, if only zeros: the oldest
 //! slot there is says since when the deployment has been looking.
+//!
+//! Only the last slots are exchanged all the time. Who tells older ones, because it was away or has found them in
+//! its ledger, counts that up when it has told all, and who sees another count than before reads the past again.
 
 use std::time::Duration;
 
@@ -30,9 +33,26 @@ impl Exchange {
         self.pipeline.hgetall(key(store, pool, slot));
         self.questions += 1;
     }
+
+    /// Our whole past has been told.
+    pub fn past_is_told(&mut self, store: &Store, keep: Duration) {
+        let key = pasts(store);
+        self.pipeline.incr(&key, 1).ignore();
+        self.pipeline.cmd("PEXPIRE").arg(&key).arg(millis(keep)).ignore();
+    }
+
+    pub fn ask_pasts(&mut self, store: &Store) {
+        self.pipeline.get(pasts(store));
+        self.questions += 1;
+    }
 }
 
 impl Answers {
+    /// How often a past was told, as far as the store remembers.
+    pub fn pasts(&mut self) -> Result<u64, SharedError> {
+        Ok(from_redis_value::<Option<u64>>(self.next()?)?.unwrap_or_default())
+    }
+
     /// What the others have seen in the slot that was asked for.
     pub fn volume(&mut self, store: &Store) -> Result<Others, SharedError> {
         let fields: Vec<(String, String)> = from_redis_value(self.next()?)?;
@@ -44,6 +64,10 @@ impl Answers {
         }
         Ok(others)
     }
+}
+
+fn pasts(store: &Store) -> String {
+    store.keys.named("volume:pasts")
 }
 
 fn key(store: &Store, pool: &str, slot: u64) -> String {

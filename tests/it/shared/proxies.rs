@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use breakeven::clock::Stopwatch;
 use breakeven::demo::{FakeBackend, Personality, Settings};
-use breakeven::economics::NanoUsd;
+use breakeven::economics::{NanoUsd, Slot};
 use http::StatusCode;
 use serde_json::json;
 
@@ -147,6 +147,21 @@ async fn without_redis_each_goes_on_with_its_own_volume_and_catches_up() {
     world.redis.up().await;
     until("it is back", PATIENCE, async || (!proxies.iter().any(stale)).then_some(())).await;
     all_see(&proxies, 23).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_proxy_finds_in_its_ledger_only_when_it_has_met_the_others_is_heard_by_all() {
+    needs!(Redis);
+    let world = World::new("").await;
+    let proxies = world.proxies(2).await;
+    calls(&proxies[0], 5).await;
+    all_see(&proxies, 5).await;
+    let state = proxies[0].running.gateway.state();
+    let pool = &state.pools[0];
+    let long_ago = pool.slot_of(proxies[0].running.gateway.now()) - 20;
+    let found = Slot { requests: 9, ..Slot::default() };
+    pool.with_volume(|volume| volume.note_past(long_ago, found)).unwrap();
+    all_see(&proxies, 14).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

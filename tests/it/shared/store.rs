@@ -69,6 +69,23 @@ async fn each_hears_the_sum_of_the_others_however_often_it_was_told() {
 }
 
 #[tokio::test]
+async fn how_often_a_past_was_told_is_counted_for_as_long_as_volume_is_kept() {
+    needs!(Redis);
+    let redis = Redis::start().await;
+    let mut store = join(&settings(&redis), "a").await;
+    for told in 0..3 {
+        let mut exchange = Exchange::default();
+        exchange.ask_pasts(&store);
+        assert_eq!(store.send(&exchange).await.unwrap().pasts().unwrap(), told);
+        let mut exchange = Exchange::default();
+        exchange.past_is_told(&store, Duration::from_mins(1));
+        exchange.ask_pasts(&store);
+        assert_eq!(store.send(&exchange).await.unwrap().pasts().unwrap(), told + 1);
+    }
+    assert!(redis.command("PTTL test:volume:pasts").await.trim_start_matches(':').trim() > "0");
+}
+
+#[tokio::test]
 async fn one_holds_the_lease_and_each_next_holder_has_a_higher_token() {
     needs!(Redis);
     let redis = Redis::start().await;
