@@ -20,10 +20,12 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
+use breakeven::ledger::query;
+use serde_json::json;
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
-use crate::support::{Http, free_address};
+use crate::support::{Events, Http, chat, free_address, soon, with};
 
 /// Below the folder of a process.
 const LEDGER: &str = "ledger/breakeven.db";
@@ -134,6 +136,16 @@ impl Served {
         };
         let said = tokio::time::timeout(Duration::from_secs(20), said).await;
         said.unwrap_or_else(|_| panic!("it does not say `{words}`: {}", self.log()));
+    }
+
+    /// Lets the proxy count the tokens of an answer that nobody hears to its end, for which it loads 50 MB of
+    /// vocabulary: where that takes time or room that is not what is tested.
+    async fn load_vocabulary(&self, model: &str) {
+        let http = Http::new(&self.url());
+        let stream = http.open("/chat/completions", &with(chat(model), json!({"stream": true}))).await;
+        Events::of(stream).next().await.unwrap();
+        let booked = async || (!query::recent(&self.ledger(), 1).unwrap().is_empty()).then_some(());
+        soon(Duration::from_secs(20), booked).await.expect("what was heard of it is booked");
     }
 
     fn log(&self) -> String {

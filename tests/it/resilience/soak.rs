@@ -6,22 +6,17 @@ use std::time::Duration;
 
 use breakeven::clock::Stopwatch;
 use breakeven::demo::{FakeBackend, Personality, Settings};
-use breakeven::ledger::query;
 use http::StatusCode;
 use serde_json::json;
 use tokio::task::JoinSet;
 
 use super::{Served, metric, resident, scale};
-use crate::support::{Events, Http, chat, read, soon, with};
+use crate::support::{Events, Http, chat, read, with};
 
 const MODEL: &str = "gpt-4o-mini";
 const EVERY: Duration = Duration::from_millis(500);
-const LONG: Duration = Duration::from_secs(20);
 /// From so many seconds on, the slope of memory says something.
 const TELLING_SECONDS: usize = 1_000;
-
-/// After so many calls there has been one of each kind.
-const KINDS: usize = 10;
 
 /// Open files follow the calls in flight; their median stays the same but for so many.
 const FILES_SLACK: usize = 4;
@@ -64,7 +59,7 @@ fn typical_files(samples: &[Sample]) -> usize {
 /// and a team that nobody has heard of.
 async fn call(http: Http, number: u64) {
     let streamed = with(chat(MODEL), json!({"stream": true}));
-    match number % KINDS as u64 {
+    match number % 10 {
         0..4 => {
             let reply = http.post("/chat/completions", &chat(MODEL)).await;
             assert_eq!(reply.status, StatusCode::OK, "{}", reply.text());
@@ -102,14 +97,8 @@ async fn under_mixed_traffic_memory_and_open_files_stay_flat() {
         api.url()
     );
     let served = Served::start("", &config, &[]).await;
+    served.load_vocabulary(MODEL).await;
     let http = Http::new(&served.url());
-    // One of each kind first: the answer that nobody hears to its end makes the proxy load a vocabulary.
-    for number in 0..KINDS {
-        call(http.clone(), number as u64).await;
-    }
-    let are_booked =
-        async || (query::recent(&served.ledger(), usize::MAX).unwrap().len() == KINDS).then_some(());
-    soon(LONG, are_booked).await.expect("all of them are booked");
     let mut due = tokio::time::interval(Duration::from_secs(1) / rate);
     due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Burst);
     let mut look = tokio::time::interval(EVERY);
