@@ -158,6 +158,13 @@ impl Cluster {
         self.rent += self.roster.accrue(now).rent;
     }
 
+    /// Gives the workload to another process.
+    fn hand_over(&mut self, other: &mut Self) {
+        std::mem::swap(&mut self.spec, &mut other.spec);
+        std::mem::swap(&mut self.pods, &mut other.pods);
+        std::mem::swap(&mut self.made, &mut other.made);
+    }
+
     fn run(&mut self, target: u32, seconds: std::ops::Range<u64>) {
         seconds.for_each(|second| self.step(Some(target), second));
     }
@@ -405,5 +412,49 @@ proptest! {
             cluster.step(Some(last), second);
         }
         prop_assert!(cluster.is_settled(last), "{} wanted, {:?}: {:#?}", last, cluster.pods, cluster.roster);
+    }
+
+    /// Two processes take turns to decide over one workload, and may be replaced: in the end there are as many pods
+    /// as are wanted, and both send calls to all of them.
+    #[test]
+    fn whoever_decided_before_the_count_is_what_is_wanted(
+        is_ordered in any::<bool>(),
+        days in prop::collection::vec((0..=MAX, 1_u64..60, 0_u8..8, prop::option::of(0_usize..2)), 1..12),
+        last in (0..=MAX, 0_usize..2),
+    ) {
+        let mut processes = [Cluster::new(is_ordered), Cluster::new(is_ordered)];
+        let mut now = 0;
+        let mut run = |processes: &mut [Cluster; 2], target, decides: Option<usize>, seconds: u64| {
+            for second in now..now + seconds {
+                let [one, other] = processes;
+                one.step((decides == Some(0)).then_some(target), second);
+                one.hand_over(other);
+                other.step((decides == Some(1)).then_some(target), second);
+                other.hand_over(one);
+            }
+            now += seconds;
+        };
+        for (target, seconds, trouble, decides) in days {
+            for process in &mut processes {
+                process.is_away = trouble == 1;
+                process.boots = trouble != 2;
+            }
+            if trouble == 3 {
+                let mut fresh = Cluster::new(is_ordered);
+                fresh.hand_over(&mut processes[0]);
+                processes[0] = fresh;
+            }
+            run(&mut processes, target, decides, seconds);
+        }
+        for process in &mut processes {
+            (process.is_away, process.boots) = (false, true);
+            process.pods.iter_mut().for_each(|pod| pod.ready_from = pod.ready_from.min(at(1_000)));
+        }
+        let (target, decides) = last;
+        run(&mut processes, target, Some(decides), 2_500);
+        let [one, other] = &mut processes;
+        prop_assert!(one.is_settled(target), "{} wanted, {:?}: {:#?}", target, one.pods, one.roster);
+        one.hand_over(other);
+        prop_assert!(other.is_settled(target), "{} wanted, {:?}: {:#?}", target, other.pods, other.roster);
     }
 }
